@@ -1,0 +1,84 @@
+"""Structured logs and readiness for every Giovang process.
+
+Logs are JSON lines on standard error; they never carry row data or secrets. Readiness speaks the
+systemd notify protocol (sd_notify(3)), so the local supervisor and systemd understand the same
+words. Where no supervisor listens, the notifications do nothing; a supervisor that vanished is not
+an error of the service.
+"""
+
+import logging
+import os
+import socket
+import sys
+
+import structlog
+
+
+def configure_logging(service: str, level: int = logging.INFO) -> None:
+    """Send structlog and standard-library logs to standard error as JSON lines.
+
+    `service` is the name that `giovang status` shows. Call once, from an entrypoint.
+    """
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Return a structured logger; `name` is the module's name."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def notify_ready(status: str = "ready") -> None:
+    """Tell the supervisor that this process serves; `status` is one line for a person."""
+    _notify(f"READY=1\nSTATUS={_one_line(status)}")
+
+
+def notify_alive(status: str) -> None:
+    """Tell the supervisor that the working loop still turns; call it at least every 5 s."""
+    _notify(f"WATCHDOG=1\nSTATUS={_one_line(status)}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _notify(message: str) -> None:
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # Linux abstract namespace, as sd_notify(3) has it
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(0)
+        try:
+            channel.sendto(message.encode(), address)
+        except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+            # A full or vanished supervisor must not stop a service that moves money; the
+            # supervisor judges silence by itself.
+            logging.getLogger(__name__).debug("notification not delivered")

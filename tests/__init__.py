@@ -1,0 +1,1 @@
+"""The tests; nothing of the product imports them."""

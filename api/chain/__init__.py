@@ -1,0 +1,1 @@
+"""Solana: addresses and links, reading the chain, what was seen and how far."""

@@ -1,0 +1,34 @@
+"""Find a payment for its payer, who knows its id and nothing of merchants."""
+
+from dataclasses import dataclass
+from typing import Final, LiteralString
+
+from api.database import Database, Identity
+from api.errors import NotFound
+from api.merchants import service as merchants
+from api.merchants.model import Merchant
+from api.payments import service as payments
+from api.payments.model import Payment
+
+_MERCHANT_OF_PAYMENT: Final[LiteralString] = "SELECT merchant_of_payment(%(id)s) AS merchant_id"
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    merchant_id: str | None
+
+
+async def open_order(
+    database: Database, payment_id: str, *, request_id: str
+) -> tuple[Payment, Merchant]:
+    """Return a payment as its payer sees it, and whom it pays; raises NotFound.
+
+    The look-up runs before any tenant is known; everything after it under that one merchant.
+    """
+    owner = await database.look_up(_Owner, _MERCHANT_OF_PAYMENT, {"id": payment_id})
+    if owner is None or owner.merchant_id is None:
+        raise NotFound("no payment has this id")
+    identity = Identity("payer", owner.merchant_id, request_id)
+    async with database.unit_of_work(identity) as unit:
+        payment = await payments.show(unit, await payments.get(unit, payment_id))
+        return payment, await merchants.get_merchant(unit)

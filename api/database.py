@@ -1,0 +1,295 @@
+"""PostgreSQL for the api room: a pool, the unit of work, row-level security's tenant, and ids.
+
+A unit of work is one database transaction that knows its merchant. It commits when its block ends,
+or leaves nothing behind. It runs in pipeline mode: statements travel to the server as they are
+issued and the client waits only where it reads, so a payment's last writes and its COMMIT are one
+round trip. The price: the error of a statement whose result nobody reads appears at the next read,
+or at the end of the block.
+
+SQL is written by hand in each slice's store and sent by psycopg: through SQLAlchemy the same
+statements took several times the processor time. SQLAlchemy serves Alembic.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import class_row, scalar_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from api.errors import DatabaseUnavailable, GiovangError
+
+T = TypeVar("T")
+Parameters = Mapping[str, Any]
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+ID_BODY = "[0-9a-hjkmnp-tv-z]{26}"
+
+_WAIT_FOR_CONNECTION_S = 5.0
+_SESSION_LIMITS = {
+    "statement_timeout": "10s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "15s",
+    "timezone": "UTC",
+}
+_BEGIN_FOR = """
+    SELECT now(),
+           set_config('giovang.merchant_id', %(merchant_id)s, true),
+           set_config('giovang.actor', %(actor)s, true),
+           set_config('giovang.request_id', %(request_id)s, true)
+"""
+
+
+def new_id(prefix: str) -> str:
+    """Return a new id: `prefix_` and a UUIDv7 in 26 Crockford characters, which sort by time."""
+    return encode_id(prefix, time.time_ns() // 1_000_000, secrets.randbits(74))
+
+
+def encode_id(prefix: str, unix_ms: int, noise: int) -> str:
+    """Return the id of a moment and 74 random bits, laid out by RFC 9562."""
+    value = unix_ms << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62 | noise & ((1 << 62) - 1)
+    return f"{prefix}_" + "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def sqlalchemy_url(url: str) -> str:
+    """Return a libpq URL in the form that SQLAlchemy, and so Alembic, takes for psycopg 3."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in {"postgresql", "postgres"}:
+        raise ValueError("a database URL starts with postgresql://")
+    return f"postgresql+psycopg://{rest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """On whose behalf a unit of work runs: the tenant that policies see, and the audit's who."""
+
+    actor: str
+    merchant_id: str | None = None
+    request_id: str | None = None
+
+
+class Unit:
+    """The open unit of work: typed reads and queued writes inside one database transaction."""
+
+    def __init__(
+        self, connection: AsyncConnection[Any], identity: Identity, begun: AsyncCursor[Any]
+    ) -> None:
+        self._connection = connection
+        self._begun = begun
+        self._now: datetime | None = None
+        self.identity = identity
+
+    @property
+    def merchant_id(self) -> str:
+        """The tenant in force; a unit of work without one may not ask."""
+        if self.identity.merchant_id is None:
+            raise RuntimeError("this unit of work has no merchant")
+        return self.identity.merchant_id
+
+    async def run(self, query: LiteralString, parameters: Parameters) -> None:
+        """Queue a write; its error appears at the next read, or when the block ends."""
+        await self._connection.execute(query, parameters)
+
+    async def all(self, row_type: type[T], query: LiteralString, parameters: Parameters) -> list[T]:
+        """Return every row as a `row_type`, whose fields are named as the columns."""
+        async with self._connection.cursor(row_factory=class_row(row_type)) as cursor:
+            await cursor.execute(query, parameters)
+            return await cursor.fetchall()
+
+    async def ask(
+        self, row_type: type[T], query: LiteralString, parameters: Parameters
+    ) -> AsyncCursor[T]:
+        """Send a query whose rows are fetched later, so that several share one round trip."""
+        cursor = self._connection.cursor(row_factory=class_row(row_type))
+        return await cursor.execute(query, parameters)
+
+    async def one(self, row_type: type[T], query: LiteralString, parameters: Parameters) -> T:
+        """Return the row as a `row_type`; a query that gives none is a defect."""
+        row = await self.maybe(row_type, query, parameters)
+        if row is None:
+            raise RuntimeError("a row was certain and is missing")
+        return row
+
+    async def maybe(
+        self, row_type: type[T], query: LiteralString, parameters: Parameters
+    ) -> T | None:
+        """Return the first row as a `row_type`, or None where there is none."""
+        async with self._connection.cursor(row_factory=class_row(row_type)) as cursor:
+            await cursor.execute(query, parameters)
+            return await cursor.fetchone()
+
+    async def value(self, query: LiteralString, parameters: Parameters) -> Any:  # noqa: ANN401
+        """Return the first column of the first row, or None where there is no row."""
+        async with self._connection.cursor(row_factory=scalar_row) as cursor:
+            await cursor.execute(query, parameters)
+            return await cursor.fetchone()
+
+    async def now(self) -> datetime:
+        """Return the moment this unit of work began, by the database's clock."""
+        if self._now is None:
+            row = await self._begun.fetchone()
+            if row is None:
+                raise RuntimeError("a row was certain and is missing")
+            self._now = row[0]
+        return self._now
+
+
+class Database:
+    """A pool of connections as one role; `async with` opens and closes it."""
+
+    def __init__(self, url: str, *, application_name: str, pool_size: int = 8) -> None:
+        options = " ".join(f"-c {name}={value}" for name, value in _SESSION_LIMITS.items())
+        self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+            url,
+            kwargs={
+                "autocommit": True,
+                "application_name": application_name,
+                "connect_timeout": 5,
+                "options": options,
+            },
+            min_size=min(2, pool_size),
+            max_size=pool_size,
+            timeout=_WAIT_FOR_CONNECTION_S,
+            max_waiting=1000,
+            open=False,
+        )
+
+    async def __aenter__(self) -> "Database":
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close(timeout=5)
+
+    @asynccontextmanager
+    async def unit_of_work(self, identity: Identity) -> AsyncIterator[Unit]:
+        """Open a database transaction for `identity`; commit at the end, or roll back on an error.
+
+        Raises DatabaseUnavailable where PostgreSQL cannot be reached, a limit of time was hit or a
+        deadlock broken: nothing was kept, and the same work may be tried again. A connection lost
+        during COMMIT looks the same though the commit may have happened, so a retry must be
+        idempotent.
+        """
+        with _unavailable():
+            async with self._pool.connection() as connection:
+                try:
+                    async with connection.pipeline():
+                        await connection.execute("BEGIN")
+                        begun = await connection.execute(
+                            _BEGIN_FOR,
+                            {
+                                "merchant_id": identity.merchant_id or "",
+                                "actor": identity.actor,
+                                "request_id": identity.request_id or "",
+                            },
+                        )
+                        yield Unit(connection, identity, begun)
+                        await connection.execute("COMMIT")
+                except BaseException:
+                    await _roll_back(connection)
+                    raise
+
+    async def look_up(
+        self, row_type: type[T], query: LiteralString, parameters: Parameters
+    ) -> T | None:
+        """Return one row, outside of any unit of work: for what comes before a tenant is known."""
+        with _unavailable():
+            async with (
+                self._pool.connection() as connection,
+                connection.cursor(row_factory=class_row(row_type)) as cursor,
+            ):
+                await cursor.execute(query, parameters)
+                return await cursor.fetchone()
+
+    async def answers(self) -> bool:
+        """Say that PostgreSQL answers; raises DatabaseUnavailable where it does not."""
+        return await self.look_up(_One, "SELECT 1 AS one", {}) is not None
+
+
+class Leadership:
+    """A seat that one process at a time holds: an advisory lock of a connection of its own.
+
+    PostgreSQL frees the seat when the process or its connection dies. A holder asks `held` before
+    each round of work; who lost the connection must stop, since another may be leading by now.
+    """
+
+    def __init__(self, url: str, *, seat: int, application_name: str) -> None:
+        self._url = url
+        self._seat = seat
+        self._application_name = application_name
+        self._connection: AsyncConnection[Any] | None = None
+
+    async def take(self) -> bool:
+        """Try to take the seat; raises DatabaseUnavailable."""
+        with _unavailable():
+            if self._connection is None:
+                self._connection = await AsyncConnection.connect(
+                    self._url,
+                    autocommit=True,
+                    connect_timeout=5,
+                    application_name=self._application_name,
+                )
+            cursor = await self._connection.execute(
+                "SELECT pg_try_advisory_lock(%s)", (self._seat,)
+            )
+            row = await cursor.fetchone()
+            return bool(row and row[0])
+
+    async def held(self) -> bool:
+        """Say whether the session that took the seat still lives."""
+        if self._connection is None:
+            return False
+        try:
+            async with asyncio.timeout(5):
+                await self._connection.execute("SELECT 1")
+        except (psycopg.OperationalError, TimeoutError):
+            return False
+        return True
+
+    async def leave(self) -> None:
+        """Free the seat."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    one: int
+
+
+@contextmanager
+def refused_by(constraint: str, error: GiovangError) -> Iterator[None]:
+    """Raise `error` where PostgreSQL refuses a statement by the constraint of that name.
+
+    Only statements whose result is read inside the block are covered (see Unit.run).
+    """
+    try:
+        yield
+    except psycopg.errors.IntegrityError as refusal:
+        if refusal.diag.constraint_name == constraint:
+            raise error from refusal
+        raise
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.OperationalError, PoolTimeout, PoolClosed) as failure:
+        raise DatabaseUnavailable("try again in a moment") from failure
+
+
+async def _roll_back(connection: AsyncConnection[Any]) -> None:
+    """End the database transaction; a connection that cannot is closed, and the pool drops it."""
+    try:
+        await connection.execute("ROLLBACK")
+    except psycopg.Error:
+        await connection.close()

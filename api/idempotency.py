@@ -1,0 +1,93 @@
+"""One request, one effect: the answer to an Idempotency-Key commits with the work it answers.
+
+`claim` holds the key for the length of the unit of work and gives back the saved answer, if there
+is one; `keep` saves the answer. Both are in the unit of work of the business write, so after any
+crash either all of it exists or none. What is refused is not saved: the same key may try again.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+
+import orjson
+
+from api.database import Unit
+from api.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
+
+_HOLD_KEY: Final[LiteralString] = """
+    SELECT pg_try_advisory_xact_lock(hashtextextended(%(merchant_id)s || ' ' || %(key)s, 0)) AS held
+"""
+_FIND_ANSWER: Final[LiteralString] = """
+    SELECT request_hash, response_status AS status, response_body AS body
+    FROM idempotency_keys
+    WHERE merchant_id = %(merchant_id)s AND key = %(key)s
+"""
+_KEEP_ANSWER: Final[LiteralString] = """
+    INSERT INTO idempotency_keys
+        (merchant_id, key, request_hash, response_status, response_body)
+    VALUES (%(merchant_id)s, %(key)s, %(request_hash)s, %(status)s, %(body)s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A key and the digest of what was asked under it."""
+
+    key: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the first request under a key was answered."""
+
+    request_hash: bytes
+    status: int
+    body: str
+
+
+def request_digest(operation: str, content: dict[str, Any]) -> bytes:
+    """Return the SHA-256 by which two requests count as the same: operation and content.
+
+    The content is what was understood, so the order and spacing of the JSON make no difference.
+    """
+    canonical = orjson.dumps([operation, content], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).digest()
+
+
+async def claim(unit: Unit, request: Request) -> Answer | None:
+    """Hold the key until the unit of work ends; return the answer it already has, if any.
+
+    Raises IdempotencyKeyInProgress where another request holds it now, IdempotencyKeyReused where
+    it was answered for another content.
+    """
+    names = {"merchant_id": unit.merchant_id, "key": request.key}
+    # Two statements in one round trip. The second takes its snapshot once the key is held, so it
+    # sees the answer of whoever held it before.
+    hold = await unit.ask(_Hold, _HOLD_KEY, names)
+    answer = await unit.maybe(Answer, _FIND_ANSWER, names)
+    held = await hold.fetchone()
+    if held is None or not held.held:
+        raise IdempotencyKeyInProgress("wait for the first request, or send it again in a second")
+    if answer is not None and answer.request_hash != request.digest:
+        raise IdempotencyKeyReused("use a new key for a new request")
+    return answer
+
+
+async def keep(unit: Unit, request: Request, *, status: int, body: str) -> None:
+    """Save the answer in the unit of work that holds the key."""
+    await unit.run(
+        _KEEP_ANSWER,
+        {
+            "merchant_id": unit.merchant_id,
+            "key": request.key,
+            "request_hash": request.digest,
+            "status": status,
+            "body": body,
+        },
+    )

@@ -1,0 +1,1 @@
+"""The ledger: accounts, balanced and immutable entries, balances."""

@@ -1,0 +1,1 @@
+"""Merchants, their staff and their API keys."""

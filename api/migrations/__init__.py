@@ -1,0 +1,1 @@
+"""Schema of the ledger database, one Alembic revision after the other."""

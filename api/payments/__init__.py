@@ -1,0 +1,1 @@
+"""Payments: created, shown, paid, completed, refunded."""

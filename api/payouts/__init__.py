@@ -1,0 +1,1 @@
+"""Payouts: money that merchants take out, and the balance they take it from."""

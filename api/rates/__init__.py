@@ -1,0 +1,1 @@
+"""Exchange rates and the quotes made from them."""

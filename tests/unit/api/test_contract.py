@@ -1,0 +1,81 @@
+"""The contract's words agree with themselves and with the migrations that enforce them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from api.contract import (
+    CAPTURED_TABLES,
+    DECIMALS,
+    PUBLICATION,
+    TRANSITIONS,
+    Asset,
+    PaymentStatus,
+    PayoutStatus,
+    RefundStatus,
+    is_final,
+    may_move,
+    payment_event,
+)
+from api.ledger.model import AccountKind, EntryKind
+
+SQL = Path(__file__).resolve().parents[3] / "api" / "migrations" / "sql"
+STATUSES = {"payment": PaymentStatus, "refund": RefundStatus, "payout": PayoutStatus}
+
+
+def sql(pattern: str) -> str:
+    (found,) = SQL.glob(pattern)
+    return found.read_text()
+
+
+def test_migrations_seed_the_transitions_of_the_contract() -> None:
+    text = sql("040_*.sql") + sql("060_*.sql")
+    seeded = set(re.findall(r"\('(payment|refund|payout)',\s*'(\w+)',\s*'(\w+)'\)", text))
+    stated = {
+        (subject, before, after)
+        for subject, steps in TRANSITIONS.items()
+        for before, afters in steps.items()
+        for after in afters
+    }
+    assert seeded == stated
+
+
+@pytest.mark.parametrize("subject", TRANSITIONS)
+def test_every_status_is_reachable_and_named(subject: str) -> None:
+    named = {status.value for status in STATUSES[subject]}
+    first = "created" if subject == "payment" else "requested"
+    reached, open_ends = {first}, [first]
+    while open_ends:
+        for after in TRANSITIONS[subject].get(open_ends.pop(), ()):
+            if after not in reached:
+                reached.add(after)
+                open_ends.append(after)
+    assert reached == named
+
+
+def test_final_statuses_lead_nowhere() -> None:
+    finals = {status for status in PaymentStatus if is_final("payment", status)}
+    assert finals == {"completed", "expired", "failed", "resolved"}
+    assert not may_move("payment", "completed", "pending")
+    assert not may_move("payment", "created", "completed")
+    assert may_move("payment", "confirming", "completed")
+
+
+def test_publication_and_tables_are_those_of_the_migration() -> None:
+    text = sql("080_*.sql")
+    listed = re.search(rf"CREATE PUBLICATION {PUBLICATION} FOR TABLE\s+([\w\s,]+);", text)
+    assert listed is not None
+    assert {name.strip() for name in listed[1].split(",")} == set(CAPTURED_TABLES)
+
+
+def test_ledger_kinds_are_allowed_by_the_migration() -> None:
+    text = sql("050_*.sql")
+    for kind in (*AccountKind, *EntryKind):
+        assert f"'{kind.value}'" in text, kind
+
+
+def test_words() -> None:
+    assert payment_event(PaymentStatus.COMPLETED) == "payment.completed"
+    assert {DECIMALS[asset] for asset in Asset} == {6}
+    assert DECIMALS["VND"] == 0

@@ -1,0 +1,297 @@
+"""The capture process: every committed change of the ledger becomes one message on the stream.
+
+`python -m ingest.engine` starts where slot, stored offset and stream agree, runs Debezium in this
+process, publishes what it hands over and marks it as done only after JetStream acknowledged it.
+Whatever goes wrong, the process ends with a reason in the log and a status other than 0; the next
+one passes over what the stream holds already. SIGTERM ends it cleanly.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import psycopg
+
+from infra.telemetry import configure_logging, get_logger, notify_alive, notify_ready
+from ingest import debezium, guardian, publisher
+from ingest.checkpoint import Cursor, Resume, lsn_text, resume_from
+from ingest.envelope import EnvelopeWriter, Message
+from ingest.errors import EngineStopped, IngestError, ResumeRefused
+from ingest.publisher import ACK_TIMEOUT_S, BatchWindow, LedgerPublisher
+from ingest.settings import IngestSettings
+
+TAKEOVER_TIMEOUT_S: Final = 10.0
+"""How long to wait for the slot of a capture process that has just died."""
+BEAT_S: Final = 1.0
+STALL_S: Final = 30.0
+"""Silence of the engine after which it counts as dead; its heartbeats come far more often."""
+STOP_TIMEOUT_S: Final = 8.0
+POLL_S: Final = 0.05
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the capture thread did, read by the loop that tells of it."""
+
+    events: int = 0
+    passed_over: int = 0
+    position: int = 0
+    heard_at: float = 0.0
+
+
+class Pump:
+    """Turns batches of Debezium's records into acknowledged messages. Runs on the engine's thread.
+
+    While one batch is in flight the next is written; never more than one is in flight.
+    """
+
+    def __init__(
+        self,
+        resume: Resume,
+        writer: EnvelopeWriter,
+        sender: LedgerPublisher,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._cursor = Cursor(resume)
+        self._writer = writer
+        self._sender = sender
+        self._loop = loop
+        self._in_flight: Future[None] | None = None
+        self.progress = Progress(position=resume.position, heard_at=time.monotonic())
+
+    def handle(self, values: Sequence[Any]) -> tuple[int, int] | None:
+        """Publish the batch; return index and position of its last whole database transaction."""
+        self.progress.heard_at = time.monotonic()
+        window = BatchWindow()
+        whole: tuple[int, int] | None = None
+        for index, value in enumerate(values):
+            if value is None:
+                continue
+            record = orjson.loads(memoryview(value))
+            if "source" in record:
+                self._change(record, window)
+            elif "status" in record:
+                position = self._boundary(record)
+                whole = whole if position is None else (index, position)
+        self._send(window.take())
+        self._await_ack()
+        self.progress.heard_at = time.monotonic()
+        if whole is not None:
+            self.progress.position = whole[1]
+        return whole
+
+    def _change(self, record: dict[str, Any], window: BatchWindow) -> None:
+        transaction = record["transaction"] or {}
+        event_id = self._cursor.change(transaction.get("total_order", 0))
+        if event_id is None:
+            self.progress.passed_over += 1
+            return
+        full = window.add(self._writer.message(event_id, record))
+        if full is not None:
+            self._send(full)
+
+    def _boundary(self, record: dict[str, Any]) -> int | None:
+        """Take a BEGIN or END record; return where the database transaction ends."""
+        if record["status"] == "BEGIN":
+            self._cursor.begin()
+            return None
+        position = int(record["id"].rpartition(":")[2])
+        self._cursor.end(position, record["event_count"])
+        return position
+
+    def _send(self, messages: list[Message]) -> None:
+        self._await_ack()
+        if messages:
+            self._in_flight = asyncio.run_coroutine_threadsafe(
+                self._sender.publish(messages), self._loop
+            )
+            self.progress.events += len(messages)
+
+    def _await_ack(self) -> None:
+        if self._in_flight is not None:
+            # The publisher has its own deadline; this one only guards against a loop that died.
+            self._in_flight.result(timeout=2 * ACK_TIMEOUT_S)
+            self._in_flight = None
+
+
+class Capture:
+    """One run of the capture process, from the first look at the database to the last message."""
+
+    def __init__(self, settings: IngestSettings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._polling = threading.Event()
+
+    def stop(self) -> None:
+        """Ask for a clean end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Capture until stopped; raises the reason for any other end."""
+        client = await publisher.connect(self._settings.nats_url, "giovang capture")
+        try:
+            jetstream = client.jetstream()
+            with guardian.open_database(self._settings) as database:
+                await self._wait_for_slot(database)
+                log_state = await asyncio.to_thread(guardian.log_state, database, self._settings)
+                stream = await publisher.stream_state(jetstream, self._settings.stream)
+                resume = resume_from(self._settings.slot, log_state, stream)
+                columns = guardian.published_columns(database, self._settings.publication)
+                guardian.verify_tables(self._settings.publication, columns)
+                sender = LedgerPublisher(client, self._settings.stream, resume.sequence)
+                await sender.open()
+                if not self._stopping.is_set():
+                    await self._capture(resume, sender, database)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(client.close(), publisher.CLOSE_TIMEOUT_S)
+
+    async def _wait_for_slot(self, database: guardian.Database) -> None:
+        deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
+        while not self._stopping.is_set():
+            slot = guardian.slot_state(database, self._settings.slot)
+            if slot is None or slot.active_pid is None:
+                return
+            if time.monotonic() > deadline:
+                raise ResumeRefused(
+                    f"another capture process holds replication slot {self._settings.slot} "
+                    f"(PostgreSQL process {slot.active_pid})"
+                )
+            await self._sleep(POLL_S)
+
+    async def _capture(
+        self, resume: Resume, sender: LedgerPublisher, database: guardian.Database
+    ) -> None:
+        log.info(
+            "capture resumes",
+            position=lsn_text(resume.position),
+            sequence=resume.sequence,
+            published=None if resume.published is None else str(resume.published),
+        )
+        unchanged = f"__giovang_unchanged_{secrets.token_hex(16)}"
+        writer = EnvelopeWriter(unchanged, lambda: time.time_ns() // 1000)
+        pump = Pump(resume, writer, sender, asyncio.get_running_loop())
+        debezium.start_jvm(self._settings.heap_mb)
+        engine = debezium.DebeziumEngine(
+            debezium.engine_properties(self._settings, unchanged), pump, self._polling.set
+        )
+        # Each collection of Java's brings on a full one of Python's; what is there to stay need not
+        # be looked at again and again.
+        gc.collect()
+        gc.freeze()
+        thread = threading.Thread(target=engine.run, name="debezium", daemon=True)
+        thread.start()
+        try:
+            await self._watch(engine, thread, pump, database)
+        finally:
+            await self._stop_engine(engine, thread)
+        log.info(
+            "capture stopped",
+            events=pump.progress.events,
+            position=lsn_text(pump.progress.position),
+        )
+
+    async def _watch(
+        self,
+        engine: debezium.DebeziumEngine,
+        thread: threading.Thread,
+        pump: Pump,
+        database: guardian.Database,
+    ) -> None:
+        """Tell the supervisor how capture stands, for as long as it truly works."""
+        beaten = ready = False
+        told_at = 0.0
+        while not self._stopping.is_set():
+            if not thread.is_alive() or engine.failure is not None:
+                raise EngineStopped("the engine ended by itself") from engine.failure
+            done = pump.progress
+            silent_s = time.monotonic() - done.heard_at
+            if silent_s > STALL_S:
+                raise EngineStopped(f"the engine handed nothing over for {silent_s:.0f} s")
+            if self._polling.is_set() and not beaten:
+                # Ready means that a change made now came back through log, engine and stream.
+                await asyncio.to_thread(guardian.beat, database)
+                beaten = True
+            now_ready = beaten and done.events + done.passed_over > 0
+            if now_ready != ready or time.monotonic() - told_at >= BEAT_S:
+                await self._tell(done, database, first=now_ready != ready)
+                ready, told_at = now_ready, time.monotonic()
+            await self._sleep(BEAT_S if ready else POLL_S)
+
+    async def _tell(self, done: Progress, database: guardian.Database, *, first: bool) -> None:
+        lag = await asyncio.to_thread(
+            guardian.measure, database, self._settings.slot, done.position
+        )
+        status = (
+            f"lag {lag.behind} bytes, {done.events} events, at {lsn_text(done.position)}, "
+            f"slot retains {lag.retained} bytes ({lag.wal_status})"
+        )
+        if first:
+            log.info("capture streams", lag_bytes=lag.behind)
+            notify_ready(status)
+        notify_alive(status)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but no longer than until the end is asked for."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _stop_engine(self, engine: debezium.DebeziumEngine, thread: threading.Thread) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        closing = threading.Thread(target=_close, args=(engine, thread, deadline), daemon=True)
+        closing.start()
+        # Not joined here: the loop has to go on for what is still in flight.
+        await asyncio.to_thread(closing.join, STOP_TIMEOUT_S)
+        if thread.is_alive():
+            log.warning("the engine did not stop in time", timeout_s=STOP_TIMEOUT_S)
+
+
+def _close(engine: debezium.DebeziumEngine, thread: threading.Thread, deadline: float) -> None:
+    while not engine.close() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    thread.join(max(0.0, deadline - time.monotonic()))
+
+
+async def _serve(settings: IngestSettings) -> None:
+    capture = Capture(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, capture.stop)
+    await capture.run()
+
+
+def main() -> int:
+    """Capture by the environment's settings; 0 after a clean stop, 1 with a reason in the log."""
+    configure_logging("capture")
+    try:
+        asyncio.run(_serve(IngestSettings()))
+    except (IngestError, psycopg.Error, ValueError) as error:
+        cause = error.__cause__
+        log.error(  # noqa: TRY400 - the reason is a sentence for a person
+            "capture ended",
+            reason=" ".join(str(error).split()),
+            cause=None if cause is None else " ".join(str(cause).split())[:500],
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Leaving by the interpreter's door would wait for Java threads that may never end.
+    os._exit(status)

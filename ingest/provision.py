@@ -1,0 +1,306 @@
+"""Make what capture stands on: the stream, the replication slot, the first offset.
+
+Run before the first business write: `python -m ingest.provision`. Running it again changes nothing
+and verifies everything; a difference from what is stated here is an error that names it. Whatever
+held events once is never made anew in silence: `--accept-gap` does so, and says what is lost.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from psycopg import sql
+
+from infra.telemetry import configure_logging, get_logger
+from ingest import contract, guardian, publisher
+from ingest.checkpoint import (
+    METADATA_ORIGIN,
+    METADATA_SLOT,
+    METADATA_SYSTEM,
+    LogState,
+    StreamState,
+    WalStatus,
+    lsn_text,
+)
+from ingest.errors import IngestError, ProvisionRefused
+from ingest.settings import IngestSettings
+
+DUPLICATE_WINDOW_S: Final = 120.0
+"""The least JetStream offers to state; ids are not used as message ids, the fence stands in."""
+SLOT_TIMEOUT_MS: Final = 60_000
+"""A slot is made once every database transaction that runs at that moment has ended."""
+ENGINE_NAME: Final = "giovang"
+"""Topic prefix of the engine and first half of the offset's key."""
+
+log = get_logger(__name__)
+
+
+def stream_config(settings: IngestSettings, log_state: LogState, origin: int) -> StreamConfig:
+    """State the ledger stream, every limit of it.
+
+    A full stream refuses new changes rather than dropping old ones, so its last event, from which
+    capture resumes, never goes, and nothing that a reader has not seen is discarded in silence.
+    """
+    return StreamConfig(
+        name=settings.stream,
+        description="Every committed change of the ledger, once, in commit order",
+        subjects=[contract.SUBJECTS],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_bytes=settings.stream_max_bytes,
+        max_msgs=-1,
+        max_msgs_per_subject=-1,
+        max_msg_size=-1,
+        max_age=0,
+        max_consumers=-1,
+        num_replicas=settings.replicas,
+        duplicate_window=DUPLICATE_WINDOW_S,
+        allow_atomic=True,
+        deny_delete=True,
+        metadata={
+            METADATA_SYSTEM: log_state.system,
+            METADATA_SLOT: settings.slot,
+            METADATA_ORIGIN: str(origin),
+        },
+    )
+
+
+_STATED: Final = (
+    "subjects",
+    "retention",
+    "storage",
+    "discard",
+    "max_bytes",
+    "max_msgs",
+    "max_msgs_per_subject",
+    "max_msg_size",
+    "max_age",
+    "max_consumers",
+    "num_replicas",
+    "duplicate_window",
+    "allow_atomic",
+    "deny_delete",
+)
+
+
+def drift(stated: StreamConfig, found: StreamConfig) -> list[str]:
+    """Name each setting in which a stream differs from what is stated."""
+    differences = [
+        f"{name} is {getattr(found, name)!r}, stated is {_plain(getattr(stated, name))!r}"
+        for name in _STATED
+        if _plain(getattr(found, name)) != _plain(getattr(stated, name))
+    ]
+    stated_metadata, metadata = stated.metadata or {}, found.metadata or {}
+    return differences + [
+        f"metadata {name} is {metadata.get(name)!r}, stated is {stated_metadata[name]!r}"
+        for name in (METADATA_SYSTEM, METADATA_SLOT)
+        if metadata.get(name) != stated_metadata[name]
+    ]
+
+
+def _plain(value: object) -> object:
+    return getattr(value, "value", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What has to be made; `losses` says what making it costs, one sentence each."""
+
+    stream: bool
+    slot: bool
+    offset: bool
+    losses: tuple[str, ...]
+
+
+def plan(slot: str, log_state: LogState, stream: StreamState | None) -> Plan:
+    """Decide what is missing and what would be lost by making it. Pure."""
+    losses = []
+    had_events = stream is not None and stream.last_sequence > 0
+    published = log_state.offset is not None and log_state.offset != log_state.origin
+    lost = log_state.slot is not None and log_state.slot.wal_status is WalStatus.LOST
+    no_slot = log_state.slot is None or lost
+    if stream is None and published:
+        losses.append(
+            f"the stream is missing though events up to {lsn_text(log_state.offset or 0)} were "
+            "published to it: a new one begins after that place"
+        )
+    if no_slot and (had_events or log_state.offset is not None):
+        state = "was invalidated" if lost else "is missing"
+        losses.append(
+            f"replication slot {slot} {state} though capture ran before: changes committed until "
+            "a new one is made are captured by nobody"
+        )
+    elif not no_slot and log_state.offset is None and had_events:
+        losses.append(
+            "no offset is stored though the stream holds events: a new one begins at the slot's "
+            "place, and what was published after it would be published again"
+        )
+    return Plan(
+        stream=stream is None,
+        slot=no_slot,
+        offset=no_slot or log_state.offset is None,
+        losses=tuple(losses),
+    )
+
+
+async def provision(settings: IngestSettings, *, accept_gap: bool) -> None:
+    """Make what is missing and verify the rest; raises `ProvisionRefused` naming differences."""
+    client = await publisher.connect(settings.nats_url, "giovang provision")
+    try:
+        with guardian.open_database(settings) as database:
+            await _provision(settings, database, client.jetstream(), accept_gap=accept_gap)
+    finally:
+        await client.close()
+
+
+async def _provision(
+    settings: IngestSettings,
+    database: guardian.Database,
+    jetstream: JetStreamContext,
+    *,
+    accept_gap: bool,
+) -> None:
+    columns = guardian.published_columns(database, settings.publication)
+    guardian.verify_tables(settings.publication, columns)
+    _make_tables(settings, database)
+    state = guardian.log_state(database, settings)
+    stream = await publisher.stream_state(jetstream, settings.stream)
+    todo = plan(settings.slot, state, stream)
+    if todo.losses and not accept_gap:
+        raise ProvisionRefused(
+            f"{'; '.join(todo.losses)}. Nothing was changed; `--accept-gap` accepts this, and the "
+            "changes between have to be backfilled"
+        )
+    for loss in todo.losses:
+        log.warning("gap accepted", loss=loss)
+    if todo.slot:
+        _make_slot(settings, database, replace=state.slot is not None)
+    if todo.offset:
+        _store_first_offset(settings, database)
+    state = guardian.log_state(database, settings)
+    if state.offset is None:
+        raise ProvisionRefused("the first offset was stored but cannot be read again")
+    stated = stream_config(settings, state, state.offset)
+    if todo.stream:
+        await jetstream.add_stream(stated)
+    info = await publisher.stream_info(jetstream, settings.stream)
+    if info is None:
+        raise ProvisionRefused(f"stream {settings.stream} was made but cannot be found")
+    if differences := drift(stated, info.config):
+        raise ProvisionRefused(
+            f"stream {settings.stream} differs from what is stated: {'; '.join(differences)}"
+        )
+    log.info(
+        "capture is provisioned",
+        stream=settings.stream,
+        slot=settings.slot,
+        offset=lsn_text(state.offset),
+        made=[name for name in ("stream", "slot", "offset") if getattr(todo, name)],
+    )
+
+
+def _make_tables(settings: IngestSettings, database: guardian.Database) -> None:
+    """Make Debezium's offset table and our record of where the slot began."""
+    if not database.execute(
+        "SELECT 1 FROM pg_namespace WHERE nspname = %s", (guardian.SCHEMA,)
+    ).fetchone():
+        raise ProvisionRefused(
+            f"schema {guardian.SCHEMA} is missing: run `python -m api.migrations` first"
+        )
+    # The columns and their order are those that Debezium's JDBC offset store writes.
+    database.execute(
+        sql.SQL(
+            "CREATE TABLE IF NOT EXISTS {} (id text NOT NULL, offset_key text, offset_val text, "
+            "record_insert_ts timestamp NOT NULL, record_insert_seq integer NOT NULL)"
+        ).format(sql.Identifier(guardian.SCHEMA, settings.offset_table))
+    )
+    database.execute(
+        sql.SQL(
+            "CREATE TABLE IF NOT EXISTS {} (slot text PRIMARY KEY, began bigint NOT NULL, "
+            "made_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+        ).format(sql.Identifier(guardian.SCHEMA, guardian.ORIGIN_TABLE))
+    )
+
+
+def _make_slot(settings: IngestSettings, database: guardian.Database, *, replace: bool) -> None:
+    database.execute("SELECT set_config('statement_timeout', %s, false)", (str(SLOT_TIMEOUT_MS),))
+    if replace:
+        database.execute("SELECT pg_drop_replication_slot(%s)", (settings.slot,))
+    try:
+        database.execute(
+            "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (settings.slot,)
+        )
+    except psycopg.errors.QueryCanceled as error:
+        raise ProvisionRefused(
+            f"no replication slot within {SLOT_TIMEOUT_MS // 1000} s: a database transaction that "
+            "was open then has not ended"
+        ) from error
+
+
+def _store_first_offset(settings: IngestSettings, database: guardian.Database) -> None:
+    """Store where the slot stands as the offset, so that the engine never guesses a beginning."""
+    slot = guardian.slot_state(database, settings.slot)
+    if slot is None:
+        raise ProvisionRefused(f"replication slot {settings.slot} was made but cannot be found")
+    table = sql.Identifier(guardian.SCHEMA, settings.offset_table)
+    with database.transaction():
+        database.execute(sql.SQL("DELETE FROM {}").format(table))
+        database.execute(
+            sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, clock_timestamp(), 1)").format(table),
+            (str(uuid.uuid4()), offset_key(settings), json.dumps(offset_value(slot.confirmed))),
+        )
+        database.execute(
+            sql.SQL(
+                "INSERT INTO {} (slot, began) VALUES (%s, %s) ON CONFLICT (slot) "
+                "DO UPDATE SET began = EXCLUDED.began, made_at = clock_timestamp()"
+            ).format(sql.Identifier(guardian.SCHEMA, guardian.ORIGIN_TABLE)),
+            (settings.slot, slot.confirmed),
+        )
+
+
+def offset_key(settings: IngestSettings) -> str:
+    """Return the key under which Debezium looks for its offset."""
+    return json.dumps([settings.slot, {"server": ENGINE_NAME}], separators=(",", ":"))
+
+
+def offset_value(position: int) -> dict[str, Any]:
+    """Return Debezium's offset for "everything before this commit position is done".
+
+    Without `lsn_proc`, Debezium starts at the position as PostgreSQL understands it, which sends
+    every database transaction that commits after it, whole. With it, 3.6 first searches for the
+    event after the stored one, and loses the beginning of a database transaction that was open
+    across the stored position (debezium/dbz#76).
+    """
+    return {"lsn": position, "lsn_commit": position, "messageType": "COMMIT"}
+
+
+def main() -> int:
+    """Provision by the environment's settings; 0 when all is as stated."""
+    parser = argparse.ArgumentParser(prog="python -m ingest.provision", description=__doc__)
+    parser.add_argument(
+        "--accept-gap",
+        action="store_true",
+        help="make missing parts anew although changes between are lost to the stream",
+    )
+    arguments = parser.parse_args()
+    configure_logging("provision")
+    try:
+        settings = IngestSettings()
+        asyncio.run(provision(settings, accept_gap=arguments.accept_gap))
+    except (IngestError, psycopg.Error, NatsError, ValueError) as error:
+        log.error("not provisioned", reason=" ".join(str(error).split()))  # noqa: TRY400
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,482 @@
+"""From PostgreSQL to JetStream: what is committed is on the stream, once, in commit order.
+
+The real server, the real broker and the real engine as a process of its own; an auditor with a
+replication slot and a decoder of its own says what was committed.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from infra.stack import brokers, probes
+from infra.stack.accounts import service_account
+from ingest import publisher
+from ingest.contract import HEADER_EVENT_ID, HEADER_KEY, HEARTBEAT_SUBJECT, EventId
+from ingest.envelope import Message
+from ingest.errors import Fenced
+from ingest.publisher import LedgerPublisher
+from tests.fixtures.capture import DRAIN_TIMEOUT_S, CaptureRoom, Stored, capture_room, poll, told
+from tests.fixtures.services import BrokerServer, DatabaseServer, free_port
+
+SEED = 20260131
+KILLS = 5
+WRITERS = 3
+LARGE = 5000
+PAYMENT = """
+    INSERT INTO payments (id, merchant_id, mode, amount_minor, currency, asset, asset_amount_minor,
+        rate, rate_source, chain, recipient, mint, reference, payer_country, description, metadata,
+        expires_at)
+    SELECT 'pay_' || left(md5(%(prefix)s || g), 26), 'mer_' || lpad((g %% 7)::text, 26, '0'),
+        'live', 250000 + g, 'VND', 'USDC', 9560230, 26150.5, 'file', 'solana', 'wallet', 'mint',
+        %(prefix)s || '_' || g, 'VN', 'cà phê ''sữa'' đá', jsonb_build_object('cup', g),
+        now() + interval '15 minutes'
+    FROM generate_series(1, %(count)s::int) g
+"""
+ENTRY = """
+    WITH entry AS (
+        INSERT INTO ledger_entries (id, kind, idempotency_key)
+        VALUES ('ent_' || left(md5(%(prefix)s), 26), 'payment_completed', %(prefix)s)
+        RETURNING id, created_at)
+    INSERT INTO ledger_postings (entry_id, seq, account_id, asset, amount_minor, created_at)
+    SELECT id, leg, 'acc_' || lpad(leg::text, 26, '0'), 'USDC', 3 - 2 * leg, created_at
+    FROM entry, generate_series(1, 2) leg
+"""
+
+Writer = psycopg.Connection[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="giovang-capture-", dir="/tmp"))
+    made.chmod(0o711)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def broker(folder: Path) -> Iterator[BrokerServer]:
+    """A NATS server of this module's own, which it may kill."""
+    account = service_account()
+    home = folder / "nats"
+    home.mkdir(mode=0o700)
+    if account is not None:
+        account.give(home)
+    port, monitoring_port = free_port(), free_port()
+    config = home / "nats.conf"
+    config.write_text(
+        brokers.nats_config(
+            port=port,
+            monitoring_port=monitoring_port,
+            store=home / "store",
+            sync_interval="always",
+        )
+    )
+    config.chmod(0o644)
+    server = BrokerServer(
+        name="nats",
+        command=brokers.nats_command(config),
+        folder=home,
+        probe=probes.http(f"http://127.0.0.1:{monitoring_port}/healthz"),
+        account=account,
+        url=f"nats://127.0.0.1:{port}",
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def room(
+    ledger_database: DatabaseServer, broker: BrokerServer, tmp_path: Path
+) -> Iterator[CaptureRoom]:
+    with capture_room(ledger_database, broker, tmp_path) as made:
+        yield made
+
+
+def assert_once_in_order(messages: list[Stored], room: CaptureRoom) -> None:
+    """The stream holds what was committed: same set, same order, zero extra, unique ids."""
+    committed = room.auditor.committed()
+    assert committed, "the auditor saw nothing, so there is nothing to compare"
+    streamed = told(messages)
+    for number, (expected, found) in enumerate(zip(committed, streamed, strict=False)):
+        differing = [
+            (name, str(found.row.get(name))[:80], str(expected.row.get(name))[:80])
+            for name in found.row.keys() | expected.row.keys()
+            if found.row.get(name, "missing") != expected.row.get(name, "missing")
+        ]
+        assert not differing, f"change {number} of {found.table}: {differing}"
+        assert found == expected, f"change {number}"
+    assert len(streamed) == len(committed)
+    ids = [stored.event.event_id for stored in messages]
+    assert ids == sorted(set(ids)), "ids are not unique and ascending"
+    texts = [stored.headers[HEADER_EVENT_ID] for stored in messages]
+    assert texts == sorted(texts), "ids do not sort as text"
+    assert texts == [str(event_id) for event_id in ids]
+    for stored in messages:
+        assert stored.event.to_bytes() == stored.payload
+        assert stored.headers[HEADER_KEY] == (stored.event.key or "")
+
+
+def test_every_kind_of_change_comes_once_in_commit_order(room: CaptureRoom) -> None:
+    room.engine.start()
+    with room.connect() as writer:
+        for work in (_many_rows, _one_row_many_times, _large_value, _rolled_back):
+            work(writer, room.tag)
+            writer.commit()
+        # Two database transactions at once: the one that ends first comes first, whole.
+        writer.execute(PAYMENT, {"prefix": room.tag + "slow", "count": 3})
+        with room.connect() as other:
+            other.execute(PAYMENT, {"prefix": room.tag + "quick", "count": 2})
+        writer.execute(PAYMENT, {"prefix": room.tag + "late", "count": 2})
+        writer.commit()
+        writer.execute(PAYMENT, {"prefix": room.tag + "large", "count": LARGE})
+    messages = room.drain()
+    assert_once_in_order(messages, room)
+    subjects = [stored.subject for stored in messages]
+    assert subjects.count("ledger.payment.created") > LARGE
+    assert {
+        "ledger.payment.confirming",
+        "ledger.payment.completed",
+        "ledger.payment.updated",
+        "ledger.payment.deleted",
+        "ledger.entry.posted",
+        "ledger.posting.recorded",
+        HEARTBEAT_SUBJECT,
+    } <= set(subjects)
+    assert b"giovang_unchanged" not in b"".join(stored.payload for stored in messages)
+    assert room.engine.stop() == 0
+    assert "cà phê" not in room.engine.log.read_text(), "row data is in the log"
+    room.engine.hear()
+    assert any("lag " in status and " events, at " in status for status in room.engine.statuses)
+
+
+def _many_rows(writer: Writer, tag: str) -> None:
+    writer.execute(PAYMENT, {"prefix": tag + "many", "count": 20})
+    with writer.cursor().copy(
+        "COPY merchants (id, name, trade, timezone, country) FROM STDIN"
+    ) as copy:
+        for number in range(30):
+            merchant_id = f"mer_{hashlib.sha256(f'{tag}{number}'.encode()).hexdigest()[:26]}"
+            copy.write_row((merchant_id, f"Quán {number}", tag, "Asia/Ho_Chi_Minh", "VN"))
+    writer.execute(ENTRY, {"prefix": tag + "first"})
+
+
+def _one_row_many_times(writer: Writer, tag: str) -> None:
+    for status in ("pending", "confirming", "completed"):
+        writer.execute(
+            "UPDATE payments SET status = %s, status_at = clock_timestamp() WHERE reference = %s",
+            (status, tag + "many_1"),
+        )
+    writer.execute(
+        "UPDATE payments SET payer_address = 'someone' WHERE reference = %s", (tag + "many_1",)
+    )
+    writer.execute(
+        "UPDATE payments SET amount_minor = amount_minor + 1 WHERE reference LIKE %s",
+        (tag + "many_1%",),
+    )
+    writer.execute("DELETE FROM payments WHERE reference = %s", (tag + "many_2",))
+    # A changed key is a deletion and an insertion that share one place in the log.
+    writer.execute(
+        "UPDATE merchants SET id = 'mer_' || left(md5(id), 26) WHERE trade = %s AND name = %s",
+        (tag, "Quán 9"),
+    )
+
+
+def _large_value(writer: Writer, tag: str) -> None:
+    """A value stored out of line, which PostgreSQL does not log again when it did not change."""
+    noise = random.Random(SEED).randbytes(6000).hex()
+    writer.execute(
+        "UPDATE payments SET metadata = jsonb_build_object('noise', %s::text) WHERE reference = %s",
+        (noise, tag + "many_4"),
+    )
+    writer.execute("UPDATE payments SET status = 'pending' WHERE reference = %s", (tag + "many_4",))
+    writer.execute("UPDATE merchants SET name = 'renamed' WHERE trade = %s", (tag,))
+
+
+def _rolled_back(writer: Writer, tag: str) -> None:
+    writer.execute(PAYMENT, {"prefix": tag + "kept", "count": 1})
+    writer.execute("SAVEPOINT half")
+    writer.execute(PAYMENT, {"prefix": tag + "halfgone", "count": 5})
+    writer.execute("ROLLBACK TO SAVEPOINT half")
+    writer.commit()
+    writer.execute(PAYMENT, {"prefix": tag + "gone", "count": 50})
+    writer.rollback()
+
+
+def test_a_database_transaction_open_across_a_restart_comes_whole(room: CaptureRoom) -> None:
+    """The trap: a row that begins in the log exactly where the stored commit ends."""
+    room.engine.start()
+    met = 0
+    for attempt in range(10):
+        with room.connect() as slow, room.connect() as quick:
+            slow.execute(PAYMENT, {"prefix": f"{room.tag}a{attempt}x", "count": 1})
+            quick.execute(PAYMENT, {"prefix": f"{room.tag}b{attempt}x", "count": 1})
+            quick.commit()
+            slow.execute(PAYMENT, {"prefix": f"{room.tag}c{attempt}x", "count": 1})
+            poll(
+                lambda: told(room.ledger.messages())[-1:] == room.auditor.committed()[-1:],
+                what="the quick one on the stream",
+                timeout_s=30,
+            )
+            assert room.engine.stop() == 0
+            offset = room.stored_offset()
+            slow.execute(PAYMENT, {"prefix": f"{room.tag}d{attempt}x", "count": 2})
+            slow.commit()
+        room.engine.start()
+        messages = room.drain()
+        assert_once_in_order(messages, room)
+        met += any(stored.event.lsn == offset for stored in messages)
+        if met:
+            break
+    assert met, "no row began where the stored commit ends, so the trap was not met"
+
+
+class Writers:
+    """Seeded writers that run until told to stop, each on rows of its own."""
+
+    def __init__(self, room: CaptureRoom, seed: int) -> None:
+        self._room = room
+        self._stop = threading.Event()
+        self.errors: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._write, args=(number, random.Random(seed + number)))
+            for number in range(WRITERS)
+        ]
+
+    def __enter__(self) -> "Writers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+        assert not self.errors
+
+    def _write(self, number: int, chance: random.Random) -> None:
+        try:
+            with self._room.connect() as writer:
+                step = 0
+                while not self._stop.wait(chance.uniform(0.01, 0.08)):
+                    step += 1
+                    self._one(
+                        writer,
+                        f"{self._room.tag}w{number}z{step}",
+                        f"{self._room.tag}w{number}z%",
+                        chance,
+                    )
+                    if chance.random() < 0.15:
+                        writer.rollback()
+                    else:
+                        writer.commit()
+        except BaseException as error:
+            self.errors.append(error)
+            raise
+
+    def _one(self, writer: Writer, prefix: str, own: str, chance: random.Random) -> None:
+        for part in range(chance.randint(1, 4)):
+            kind = chance.randrange(4)
+            name = f"{prefix}p{part}"
+            if kind == 0:
+                writer.execute(PAYMENT, {"prefix": name, "count": chance.randint(1, 12)})
+            elif kind == 1:
+                writer.execute(ENTRY, {"prefix": name})
+            elif kind == 2:
+                writer.execute(
+                    "UPDATE payments SET status = %s, status_at = clock_timestamp() WHERE id IN "
+                    "(SELECT id FROM payments WHERE reference LIKE %s LIMIT 3)",
+                    (chance.choice(("pending", "confirming", "expired")), own),
+                )
+            else:
+                writer.execute(
+                    "DELETE FROM payments WHERE id IN "
+                    "(SELECT id FROM payments WHERE reference LIKE %s LIMIT 1)",
+                    (own,),
+                )
+
+
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(room: CaptureRoom) -> None:
+    chance = random.Random(SEED)
+    with Writers(room, SEED) as writers:
+        for kill in range(KILLS):
+            room.engine.start(ready=kill % 2 == 0)
+            before = room.ledger.last_sequence()
+            with room.connect() as large:
+                large.execute(PAYMENT, {"prefix": f"{room.tag}large{kill}k", "count": 1200})
+            # Somewhere before, within and after the large database transaction.
+            enough = before + chance.randint(1, 1500)
+            poll(
+                lambda enough=enough: room.ledger.last_sequence() >= enough,  # type: ignore[misc]
+                what=f"sequence {enough}",
+                timeout_s=DRAIN_TIMEOUT_S,
+            )
+            room.engine.kill()
+        assert not writers.errors
+    room.engine.start()
+    messages = room.drain()
+    assert_once_in_order(messages, room)
+    assert room.engine.stop() == 0
+
+
+def test_a_killed_broker_ends_capture_and_nothing_is_lost(room: CaptureRoom) -> None:
+    room.engine.start()
+    with Writers(room, SEED + 100):
+        before = room.ledger.last_sequence()
+        poll(
+            lambda: room.ledger.last_sequence() > before + 100,
+            what="events on the stream",
+            timeout_s=30,
+        )
+        room.broker.kill()
+        try:
+            assert room.engine.wait_for_exit() == 1
+        finally:
+            room.broker.start()
+        room.engine.start()
+    assert_once_in_order(room.drain(), room)
+
+
+def test_a_second_capture_process_does_not_get_the_slot(room: CaptureRoom, tmp_path: Path) -> None:
+    room.engine.start()
+    second = type(room.engine)(room.env, tmp_path / "second")
+    second.folder.mkdir()
+    try:
+        second.start(ready=False)
+        with room.connect() as writer:
+            writer.execute(PAYMENT, {"prefix": room.tag + "race", "count": 10})
+        assert second.wait_for_exit() == 1
+        assert "another capture process holds replication slot" in second.reasons()[-1]
+    finally:
+        second.close()
+    assert_once_in_order(room.drain(), room)
+
+
+def test_two_publishers_never_interleave(room: CaptureRoom) -> None:
+    """Both know the same last sequence: one wins, the other is told and goes no further."""
+
+    def batch(who: int, number: int, size: int) -> list[Message]:
+        return [
+            Message(
+                EventId(who * 10**6 + number, ordinal),
+                "ledger.payment.created",
+                f"{HEADER_EVENT_ID}: {EventId(who * 10**6 + number, ordinal)}\r\n".encode(),
+                f"{who}".encode(),
+            )
+            for ordinal in range(1, size + 1)
+        ]
+
+    async def race() -> tuple[list[str], int]:
+        clients = [await publisher.connect(room.broker.url, f"racer {n}") for n in (1, 2)]
+        jetstream = clients[0].jetstream()
+        won = refused = 0
+        chance = random.Random(SEED)
+        for number in range(40):
+            sequence = (await jetstream.stream_info("LEDGER")).state.last_seq
+            senders = [LedgerPublisher(client, "LEDGER", sequence) for client in clients]
+            for sender in senders:
+                await sender.open()
+            results = await asyncio.gather(
+                *(
+                    sender.publish(batch(who, number, chance.choice((1, 2, 300))))
+                    for who, sender in enumerate(senders, 1)
+                ),
+                return_exceptions=True,
+            )
+            won += sum(result is None for result in results)
+            refused += sum(isinstance(result, Fenced) for result in results)
+            for sender, result in zip(senders, results, strict=True):
+                if result is not None:
+                    with pytest.raises(Fenced):
+                        await sender.publish(batch(3, number, 1))
+        assert won == refused == 40
+        last = (await jetstream.stream_info("LEDGER")).state.last_seq
+        ids = []
+        for sequence in range(1, last + 1):
+            message = await jetstream.get_msg("LEDGER", sequence)
+            ids.append((message.headers or {})[HEADER_EVENT_ID])
+        for client in clients:
+            await client.close()
+        return ids, last
+
+    ids, last = asyncio.run(race())
+    assert len(set(ids)) == last
+    runs = [text.partition("-")[0] for text in ids]
+    changes = sum(first != second for first, second in itertools.pairwise(runs))
+    assert changes == len(set(runs)) - 1, "two batches were mixed"
+
+
+def test_capture_refuses_where_it_would_lose_or_double(room: CaptureRoom) -> None:
+    room.engine.start()
+    with room.connect() as writer:
+        writer.execute(PAYMENT, {"prefix": room.tag + "one", "count": 3})
+    room.drain()
+    assert room.engine.stop() == 0
+
+    with psycopg.connect(room.url, autocommit=True) as database:
+        table = sql.Identifier("capture", f"{room.slot}_offset")
+        kept = database.execute(sql.SQL("SELECT * FROM {}").format(table)).fetchone()
+        database.execute(sql.SQL("DELETE FROM {}").format(table))
+        assert "no offset is stored, but the stream" in _refusal(room)
+        refused = room.provision()
+        assert refused.returncode == 1
+        assert "would be published again" in json.loads(refused.stderr.splitlines()[-1])["reason"]
+        database.execute(sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(table), kept)
+
+        with room.connect() as writer:
+            writer.execute(PAYMENT, {"prefix": room.tag + "two", "count": 3})
+        database.execute(
+            "SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", (room.slot,)
+        )
+        assert "ahead of the stored offset" in _refusal(room)
+
+        database.execute("SELECT pg_drop_replication_slot(%s)", (room.slot,))
+        assert "is missing: changes since it was dropped" in _refusal(room)
+        refused = room.provision()
+        assert refused.returncode == 1
+        assert "captured by nobody" in refused.stderr
+        accepted = room.provision("--accept-gap")
+        assert accepted.returncode == 0, accepted.stderr
+    room.engine.start()
+    assert room.engine.stop() == 0
+
+
+def _refusal(room: CaptureRoom) -> str:
+    room.engine.start(ready=False)
+    assert room.engine.wait_for_exit() == 1
+    return room.engine.reasons()[-1]
+
+
+def test_provisioning_twice_changes_nothing_and_drift_is_named(room: CaptureRoom) -> None:
+    again = room.provision()
+    assert again.returncode == 0
+    assert json.loads(again.stderr.splitlines()[-1])["made"] == []
+    room.env["GIOVANG_INGEST_STREAM_MAX_BYTES"] = str(1024**3)
+    drifted = room.provision()
+    assert drifted.returncode == 1
+    reason = json.loads(drifted.stderr.splitlines()[-1])["reason"]
+    assert f"max_bytes is {512 * 1024**2}, stated is {1024**3}" in reason
+    room.env["GIOVANG_INGEST_STREAM_MAX_BYTES"] = str(512 * 1024**2)
+
+    room.engine.start()
+    room.drain()
+    assert room.engine.stop() == 0
+    room.ledger.delete()
+    assert "the stream is missing" in _refusal(room)
+    gone = room.provision()
+    assert gone.returncode == 1
+    assert "were published to it" in json.loads(gone.stderr.splitlines()[-1])["reason"]
+    assert room.provision("--accept-gap").returncode == 0

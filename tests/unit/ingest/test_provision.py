@@ -1,0 +1,158 @@
+"""What is stated, what drifted, what may be made anew."""
+
+from dataclasses import replace
+
+import pytest
+from nats.js.api import DiscardPolicy, StreamConfig
+
+from ingest import debezium
+from ingest.checkpoint import LogState, SlotState, StreamState, WalStatus
+from ingest.contract import EventId, Table
+from ingest.errors import ProvisionRefused
+from ingest.guardian import Column, verify_tables
+from ingest.provision import drift, offset_key, offset_value, plan, stream_config
+from ingest.settings import IngestSettings
+
+SETTINGS = IngestSettings(
+    database_url="postgresql://capture:p%40ss@db.local:6432/giovang?sslmode=require",
+    nats_url="nats://localhost:4222",
+)
+SLOT = SlotState(confirmed=100, restart=90, wal_status=WalStatus.RESERVED, active_pid=None)
+LOG = LogState(system="7", position=500, slot=SLOT, offset=300, origin=100)
+STREAM = StreamState(last_sequence=12, messages=12, last_id=EventId(200, 3), system="7", origin=100)
+
+
+def test_every_limit_of_the_stream_is_stated() -> None:
+    stated = stream_config(SETTINGS, LOG, 100)
+    assert stated.discard is DiscardPolicy.NEW, "old events, and so the last, would go"
+    assert stated.max_age == 0
+    assert stated.max_msgs == stated.max_msgs_per_subject == -1
+    assert stated.max_bytes == SETTINGS.stream_max_bytes
+    assert stated.allow_atomic
+    assert stated.deny_delete
+    assert stated.subjects == ["ledger.>"]
+    assert drift(stated, stated) == []
+
+
+def test_drift_is_named() -> None:
+    stated = stream_config(SETTINGS, LOG, 100)
+    found = stated.evolve(
+        max_bytes=5, allow_atomic=None, discard="old", metadata={"giovang.system": "8"}
+    )
+    told = drift(stated, found)
+    assert f"max_bytes is 5, stated is {SETTINGS.stream_max_bytes}" in told
+    assert "allow_atomic is None, stated is True" in told
+    assert "discard is 'old', stated is 'new'" in told
+    assert "metadata giovang.system is '8', stated is '7'" in told
+    assert "metadata giovang.slot is None, stated is 'giovang_capture'" in told
+    assert len(told) == 5
+
+
+def test_servers_own_metadata_is_no_drift() -> None:
+    stated = stream_config(SETTINGS, LOG, 100)
+    metadata = dict(stated.metadata or {}) | {"_nats.ver": "2.15.1", "giovang.origin": "1"}
+    assert drift(stated, StreamConfig(**(vars(stated) | {"metadata": metadata}))) == []
+
+
+NOTHING = replace(LOG, slot=None, offset=None, origin=None)
+
+
+@pytest.mark.parametrize(
+    ("log", "stream", "todo", "losses"),
+    [
+        (NOTHING, None, (True, True, True), []),
+        (LOG, STREAM, (False, False, False), []),
+        (replace(LOG, offset=100), None, (True, False, False), []),
+        (replace(LOG, offset=None, origin=None), None, (True, False, True), []),
+        (LOG, None, (True, False, False), ["were published to it"]),
+        (replace(LOG, slot=None), STREAM, (False, True, True), ["captured by nobody"]),
+        (
+            replace(LOG, slot=replace(SLOT, wal_status=WalStatus.LOST)),
+            STREAM,
+            (False, True, True),
+            ["was invalidated"],
+        ),
+        (replace(LOG, slot=None), None, (True, True, True), ["published to it", "by nobody"]),
+        (replace(LOG, offset=None), STREAM, (False, False, True), ["published again"]),
+        (replace(NOTHING), STREAM, (False, True, True), ["captured by nobody"]),
+    ],
+)
+def test_what_held_events_is_not_made_anew_in_silence(
+    log: LogState, stream: StreamState | None, todo: tuple[bool, bool, bool], losses: list[str]
+) -> None:
+    found = plan("s", log, stream)
+    assert (found.stream, found.slot, found.offset) == todo
+    assert len(found.losses) == len(losses)
+    for loss, told in zip(found.losses, losses, strict=True):
+        assert told in loss
+
+
+def column(table: str = "payments", name: str = "id", kind: str = "text") -> Column:
+    return Column(table=table, whole_before=True, name=name, type=kind)
+
+
+ALL_TABLES = [column(table.value) for table in Table]
+
+
+def test_tables_as_the_contract_has_them_pass() -> None:
+    verify_tables(
+        "p",
+        [
+            *ALL_TABLES,
+            column(name="amount_minor", kind="bigint"),
+            column(name="status_at", kind="timestamp with time zone"),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (ALL_TABLES[1:], "merchants not published"),
+        ([*ALL_TABLES, column("audit_logs")], "audit_logs unknown"),
+        ([*ALL_TABLES, replace(column("refunds"), whole_before=False)], "refunds lacks"),
+        ([*ALL_TABLES, column(name="seen", kind="timestamp with time zone")], "payments.seen"),
+        ([*ALL_TABLES, column(name="seen_at", kind="timestamp without time zone")], "seen_at"),
+        ([*ALL_TABLES, column(name="seen_at", kind="text")], "seen_at ends in _at but is text"),
+        ([*ALL_TABLES, column(name="fee_minor", kind="real")], "fee_minor ends in _minor"),
+    ],
+)
+def test_tables_the_envelope_cannot_tell_are_named(columns: list[Column], told: str) -> None:
+    with pytest.raises(ProvisionRefused, match=told):
+        verify_tables("p", columns)
+
+
+def test_the_first_offset_is_under_the_engines_key_and_skips_the_search() -> None:
+    assert offset_key(SETTINGS) == '["giovang_capture",{"server":"giovang"}]'
+    assert offset_value(5) == {"lsn": 5, "lsn_commit": 5, "messageType": "COMMIT"}
+    properties = debezium.engine_properties(SETTINGS, "?")
+    assert properties["name"] == "giovang_capture"
+    assert properties["topic.prefix"] == "giovang"
+
+
+def test_the_engine_gets_the_database_and_never_retries_by_itself() -> None:
+    properties = debezium.engine_properties(SETTINGS, "?")
+    assert properties["database.hostname"] == "db.local"
+    assert properties["database.port"] == "6432"
+    assert properties["database.password"] == "p@ss"
+    assert properties["database.sslmode"] == "require"
+    assert properties["offset.storage.jdbc.table.name"] == "giovang_capture_offset"
+    assert properties["errors.max.retries"] == "0"
+    assert properties["message.prefix.exclude.list"] == ".*"
+
+
+def test_settings_name_what_is_missing() -> None:
+    with pytest.raises(ValueError, match="names no user"):
+        IngestSettings(database_url="postgresql://host/db", nats_url="nats://x")
+    with pytest.raises(ValueError, match="slot"):
+        IngestSettings(
+            database_url=SETTINGS.database_url, nats_url="nats://x", slot="Robert'); DROP"
+        )
+
+
+def test_the_class_path_is_what_postgresql_needs() -> None:
+    names = [path.rpartition("/")[2] for path in debezium.class_path()]
+    assert len(names) == len(set(names))
+    assert any(name.startswith("debezium-connector-postgres-") for name in names)
+    assert not any("mysql" in name or "mongo" in name or "oracle" in name for name in names)
+    assert len(names) < 40

@@ -1,0 +1,1 @@
+"""Compute: Faust processors that turn the captured stream into analytics."""

@@ -1,0 +1,122 @@
+"""Progress of a processor, and its report to the supervisor.
+
+The report comes from the worker's own loop. It is withheld when events wait and none has been
+finished for a while, although nothing the worker depends on is away: then the supervisor sees a
+silent process and restarts it.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+
+from faust.exceptions import ConsumerNotStarted
+from faust.types import TP, AppT
+from mode import Service
+
+from infra.telemetry import get_logger, notify_alive, notify_ready
+from streams.transport import Consumer, TransportError
+
+log = get_logger(__name__)
+
+REPORT_EVERY_S = 1.0
+STALL_LIMIT_S = 60.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a processor has come; counters since the start of the process."""
+
+    sequence: int = 0
+    committed_at: datetime | None = None
+    events: int = 0
+    rows: int = 0
+    dead_letters: int = 0
+    blocked_by: str = ""
+    moved_at: float = field(default_factory=monotonic)
+
+    def advanced(self, *, sequence: int, committed_at: str | None, events: int, rows: int) -> None:
+        """Note a finished batch that ends at `sequence`."""
+        self.sequence = sequence
+        if committed_at is not None:
+            self.committed_at = datetime.fromisoformat(committed_at)
+        self.events += events
+        self.rows += rows
+        self.moved_at = monotonic()
+
+    def blocked(self, reason: str) -> None:
+        """Note that something the processor needs is away."""
+        self.blocked_by = reason
+
+    def unblocked(self) -> None:
+        """Note that it is back."""
+        self.blocked_by = ""
+
+
+class Reporter(Service):  # type: ignore[misc]
+    """Tells the supervisor once that the worker consumes, and then how far behind it is."""
+
+    mundane_level = "debug"
+
+    def __init__(self, app: AppT, tp: TP, progress: Progress, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self._app = app
+        self._tp = tp
+        self._progress = progress
+        self._ready = False
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _report(self) -> None:
+        while not self.should_stop:
+            await self._tell()
+            await self.sleep(REPORT_EVERY_S)
+
+    async def _tell(self) -> None:
+        # Not app.consumer: that would build it before the app has started.
+        consumer = self._app._consumer  # noqa: SLF001 - Faust has no public look without building
+        if consumer is None or not consumer.started:
+            notify_alive("starting")
+            return
+        try:
+            assignment = consumer.assignment()
+        except ConsumerNotStarted:
+            notify_alive("connecting to NATS")
+            return
+        if self._tp not in assignment:
+            owner = consumer.group.owner
+            notify_alive(f"standby behind {owner}" if owner else "waiting for its partitions")
+            return
+        if self._app.rebalancing:
+            notify_alive("taking its partitions over")
+            return
+        if not self._ready:
+            self._ready = True
+            notify_ready("consuming")
+            log.info("consuming", topic=self._tp.topic)
+        await self._tell_lag(consumer)
+
+    async def _tell_lag(self, consumer: Consumer) -> None:
+        progress = self._progress
+        if not consumer.connection.is_connected:
+            notify_alive("NATS away, waiting for it")
+            return
+        try:
+            high_water = (await consumer.highwaters(self._tp))[self._tp]
+        except TransportError as error:
+            notify_alive(f"NATS away: {error}")
+            return
+        done = max(progress.sequence, (consumer.group.committed(self._tp) or 1) - 1)
+        behind = max(0, high_water - 1 - done)
+        if progress.blocked_by:
+            notify_alive(f"{progress.blocked_by}; {behind} events behind")
+            return
+        if behind == 0:
+            progress.moved_at = monotonic()
+        elif monotonic() - progress.moved_at > STALL_LIMIT_S:
+            log.error("no event finished", behind=behind, for_s=STALL_LIMIT_S)
+            return
+        lag_ms = 0
+        if behind and progress.committed_at is not None:
+            lag = datetime.now(UTC) - progress.committed_at
+            lag_ms = max(0, round(lag.total_seconds() * 1000))
+        letters = f", {progress.dead_letters} dead letters" if progress.dead_letters else ""
+        notify_alive(f"{behind} events, {lag_ms} ms behind, {progress.rows} rows{letters}")

@@ -1,0 +1,193 @@
+"""Rows of the warehouse, mapped from captured change events.
+
+Pure: the same event always gives the same row, and amounts stay exact decimals. An event that
+does not fit raises PoisonEventError with the reason; most events have no table here.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any, Final
+
+from api.contract import DECIMALS, VND
+from ingest.contract import HEADER_COMMITTED_AT, HEADER_EVENT_ID, ChangeEvent, EventId, Operation
+from streams.contract import Table
+
+CENT: Final = Decimal("0.01")
+
+_PAYMENT: Final = "ledger.payment."
+_REFUND: Final = "ledger.refund."
+_MERCHANT: Final = "ledger.merchant."
+# A change of state is a row; a change of anything else, and a deletion, is none.
+_STATELESS_WORDS: Final = frozenset({"updated", "deleted"})
+_INTEGER: Final = re.compile(r"-?[0-9]{1,30}")
+
+
+class PoisonEventError(ValueError):
+    """The event cannot become a row; the sentence says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row on its way: the table and its values, in the column order of `streams.store`."""
+
+    table: Table
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far the ledger was read: the place and commit time of an event."""
+
+    committed_through: str
+    position: int
+    ordinal: int
+    stream_sequence: int
+
+
+def table_for(subject: str) -> Table | None:
+    """Return the table an event on `subject` goes to, None when to none.
+
+    Asked before anything is parsed, since most events (postings, entries) go nowhere here.
+    """
+    if subject.startswith(_PAYMENT):
+        return None if subject[len(_PAYMENT) :] in _STATELESS_WORDS else Table.PAYMENT_ANALYTICS
+    if subject.startswith(_REFUND):
+        return None if subject[len(_REFUND) :] in _STATELESS_WORDS else Table.REFUNDS
+    if subject.startswith(_MERCHANT):
+        return Table.MERCHANTS
+    return None
+
+
+def row_for(table: Table, subject: str, payload: bytes | None) -> Row:
+    """Map the event published on `subject` to its row; PoisonEventError when it does not fit."""
+    try:
+        event = ChangeEvent.from_bytes(payload or b"")
+        _same_subject(event, subject)
+        return Row(table, _VALUES[table](event))
+    except PoisonEventError:
+        raise
+    except KeyError as error:
+        raise PoisonEventError(f"unknown or missing {error}") from error
+    except (ValueError, TypeError) as error:
+        raise PoisonEventError(str(error)) from error
+
+
+def watermark_for(headers: dict[str, bytes], sequence: int) -> Watermark | None:
+    """Read an event's place from its headers, without parsing it; None when they do not tell."""
+    try:
+        place = EventId.parse(headers[HEADER_EVENT_ID].decode())
+        committed_at = headers[HEADER_COMMITTED_AT].decode()
+        datetime.fromisoformat(committed_at)
+    except (KeyError, ValueError):
+        return None
+    return Watermark(committed_at, place.position, place.ordinal, sequence)
+
+
+def dollars(asset_amount: Decimal) -> Decimal:
+    """Value a stablecoin amount in US dollars: one to one, rounded half even to cents."""
+    return asset_amount.quantize(CENT, ROUND_HALF_EVEN)
+
+
+def amount(minor: object, asset: str) -> Decimal:
+    """Turn an integer of minor units, written as text, into an exact amount of `asset`."""
+    if not isinstance(minor, str) or _INTEGER.fullmatch(minor) is None:
+        raise PoisonEventError(f"not an integer of minor units: {minor!r}")
+    return Decimal(int(minor)).scaleb(-DECIMALS[asset])
+
+
+def _same_subject(event: ChangeEvent, subject: str) -> None:
+    if event.subject != subject:
+        raise PoisonEventError(f"published on {subject}, but says {event.subject}")
+
+
+def _payment(event: ChangeEvent) -> tuple[Any, ...]:
+    row = event.row
+    status = _status(event, row)
+    if row["currency"] != VND:
+        raise PoisonEventError(f"priced in {row['currency']!r}, not in {VND}")
+    asset_amount = amount(row["asset_amount_minor"], row["asset"])
+    return (
+        _moment(row["status_at"]),
+        _text(row["merchant_id"]),
+        amount(row["amount_minor"], VND),
+        dollars(asset_amount),
+        row["asset"],
+        _text(row["chain"]),
+        row["payer_country"],
+        status,
+        event.id,
+        _text(row["id"]),
+        row["exception"],
+        asset_amount,
+        amount(row["fee_minor"], VND),
+        row["payer_address"],
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
+def _refund(event: ChangeEvent) -> tuple[Any, ...]:
+    row = event.row
+    status = _status(event, row)
+    if row["asset"] != VND:
+        raise PoisonEventError(f"refunded in {row['asset']!r}, not in {VND}")
+    return (
+        _moment(row["status_at"]),
+        event.id,
+        _text(row["id"]),
+        _text(row["payment_id"]),
+        _text(row["merchant_id"]),
+        amount(row["amount_minor"], VND),
+        status,
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
+def _merchant(event: ChangeEvent) -> tuple[Any, ...]:
+    row = event.row
+    deleted = event.operation is Operation.DELETE
+    return (
+        _text(row["id"]),
+        _text(row["name"]),
+        _text(row["trade"]),
+        _text(row["timezone"]),
+        row["country"],
+        event.committed_at if deleted else None,
+        event.id,
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
+_VALUES: Final[Mapping[Table, Callable[[ChangeEvent], tuple[Any, ...]]]] = {
+    Table.PAYMENT_ANALYTICS: _payment,
+    Table.REFUNDS: _refund,
+    Table.MERCHANTS: _merchant,
+}
+
+
+def _status(event: ChangeEvent, row: dict[str, Any]) -> str:
+    status = _text(row["status"])
+    if status != event.subject.rpartition(".")[2]:
+        raise PoisonEventError(f"subject {event.subject}, but the row's status is {status!r}")
+    return status
+
+
+def _moment(text: object) -> datetime:
+    moment = datetime.fromisoformat(_text(text))
+    if moment.tzinfo is None:
+        raise PoisonEventError(f"a moment without time zone: {text!r}")
+    return moment
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise PoisonEventError(f"text expected, not {value!r}")
+    return value

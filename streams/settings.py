@@ -1,0 +1,31 @@
+"""Settings of the room, read from the environment with the prefix GIOVANG_STREAMS_.
+
+Built only in entrypoints; a missing or malformed value stops the process with the setting's name.
+"""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StreamsSettings(BaseSettings):
+    """What the warehouse worker needs."""
+
+    model_config = SettingsConfigDict(env_prefix="GIOVANG_STREAMS_", frozen=True)
+
+    nats_url: SecretStr
+    warehouse_url: SecretStr
+    state_dir: Path
+    batch_size: int = Field(default=1000, ge=1, le=10_000)
+    batch_window_ms: int = Field(default=10, ge=0, le=10_000)
+    lease_ms: int = Field(default=4_000, ge=2_000, le=60_000)
+    replicas: int = Field(default=1, ge=1, le=5)
+
+
+class SchemaSettings(BaseSettings):
+    """What the migrations of the warehouse need: the role that owns the database."""
+
+    model_config = SettingsConfigDict(env_prefix="GIOVANG_STREAMS_", frozen=True)
+
+    schema_url: SecretStr

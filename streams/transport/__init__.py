@@ -1,0 +1,30 @@
+"""Faust on NATS JetStream: the transport behind broker URLs with the scheme `nats://`.
+
+See README.md beside this file for the mapping, the guarantees and what is not there yet.
+"""
+
+from streams.transport.connection import Connection
+from streams.transport.consumer import Consumer
+from streams.transport.delivery import JetStreamMessage
+from streams.transport.driver import Transport
+from streams.transport.errors import (
+    ServerUnavailableError,
+    TopicMismatchError,
+    TopicMissingError,
+    TransportError,
+    WorkerFencedError,
+)
+from streams.transport.stream import Stream
+
+__all__ = [
+    "Connection",
+    "Consumer",
+    "JetStreamMessage",
+    "ServerUnavailableError",
+    "Stream",
+    "TopicMismatchError",
+    "TopicMissingError",
+    "Transport",
+    "TransportError",
+    "WorkerFencedError",
+]

@@ -1,0 +1,73 @@
+"""A Faust stream whose `take` acknowledges finished batches only.
+
+Faust's own `take` acknowledges in a `finally`, so a batch whose processing failed or was
+cancelled is committed as if it were done. Here a batch is acknowledged when the agent asks for
+the next one; an agent that fails leaves it unacknowledged, and it is read again.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, TypeVar
+
+import faust
+from faust.types import EventT
+from mode.utils.times import Seconds, want_seconds
+
+T = TypeVar("T")
+
+
+class Stream(faust.Stream):  # type: ignore[misc]
+    """Set `Stream="streams.transport:Stream"` on the app to use it."""
+
+    async def take(self, max_: int, within: Seconds) -> AsyncGenerator[Sequence[Any], None]:
+        """Yield lists of at most `max_` values, the first at most `within` seconds old."""
+        batches = self.take_events(max_, within)
+        try:
+            async for events in batches:
+                yield [event.value for event in events]
+        finally:
+            await batches.aclose()
+
+    async def take_events(
+        self, max_: int, within: Seconds
+    ) -> AsyncGenerator[Sequence[EventT], None]:
+        """Yield lists of at most `max_` events, the first at most `within` seconds old.
+
+        While one batch is being processed the next collects, at most `max_` events, so a busy
+        stream has no pauses; an idle one costs no timer: the window opens with the first event.
+        """
+        window_s = want_seconds(within) if within else 0.0
+        waiting: list[EventT] = []
+        some, full, room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def collect(value: T) -> T:
+            event = self.current_event
+            if event is None:
+                raise RuntimeError("an event reached take() outside of a stream")
+            waiting.append(event)
+            some.set()
+            if len(waiting) >= max_:
+                full.set()
+                room.clear()
+                await self.wait(room)
+            return value
+
+        self.enable_acks = False  # for good: nothing but a finished batch acknowledges
+        self.add_processor(collect)
+        self._enable_passive(aiter(self.channel))
+        try:
+            while not self.should_stop:
+                if await self.wait_for_stopped(some):
+                    break
+                if window_s and not full.is_set():
+                    await self.wait_for_stopped(full, timeout=window_s)
+                events = list(waiting)
+                waiting.clear()
+                some.clear()
+                full.clear()
+                room.set()
+                yield events
+                for event in events:
+                    await self.ack(event)
+        finally:
+            self._processors.remove(collect)

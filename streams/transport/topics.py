@@ -1,0 +1,160 @@
+"""Topics: which stream carries which topic, and how many partitions it has.
+
+Declared topics become streams of ours; external topics are streams of somebody else, named in the
+broker URL as `?topic.<topic>=<STREAM>`. A stream is created only when the app declares its topic;
+a missing or differently shaped one is an error, never mended in silence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import BadRequestError, NotFoundError
+from yarl import URL
+
+from streams.transport import names
+from streams.transport.connection import Connection, is_missing_stream
+from streams.transport.errors import TopicMismatchError, TopicMissingError
+
+DEDUPLICATION_WINDOW_S = 120.0
+STREAM_NAME_IN_USE = 10058
+EXTERNAL_PREFIX = "topic."
+
+
+@dataclass(frozen=True, slots=True)
+class TopicShape:
+    """How a topic lies in JetStream."""
+
+    topic: str
+    stream: str
+    partitions: int
+    compacting: bool
+    external: bool
+
+    def filter(self, partition: int) -> str | None:
+        """Return the subject filter of a partition; None when it is the whole stream."""
+        if self.external:
+            return None
+        return names.partition_filter(self.topic, partition, compacting=self.compacting)
+
+
+def external_topics(urls: list[URL]) -> dict[str, str]:
+    """Read the topics that are other people's streams from the broker URLs."""
+    return {
+        name.removeprefix(EXTERNAL_PREFIX): stream
+        for url in urls
+        for name, stream in url.query.items()
+        if name.startswith(EXTERNAL_PREFIX)
+    }
+
+
+class Topics:
+    """The topics one connection knows; loaded once, then answered without I/O."""
+
+    def __init__(self, connection: Connection, external: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._external = dict(external)
+        self._known: dict[str, TopicShape] = {}
+
+    def known(self, topic: str) -> TopicShape | None:
+        """Return a loaded topic, without I/O."""
+        return self._known.get(topic)
+
+    async def load(self, topic: str) -> TopicShape:
+        """Return a topic's shape; the first time the server is asked, or TopicMissingError raised.
+
+        An external stream counts as one partition, so that its total order is kept.
+        """
+        known = self._known.get(topic)
+        if known is not None:
+            return known
+        external = topic in self._external
+        stream = self._external.get(topic) or names.topic_stream(topic)
+        info = await self._stream_info(topic, stream)
+        metadata = info.config.metadata or {}
+        shape = TopicShape(
+            topic=topic,
+            stream=stream,
+            partitions=1 if external else int(metadata[names.PARTITIONS_METADATA]),
+            compacting=not external and metadata.get(names.COMPACTING_METADATA) == "1",
+            external=external,
+        )
+        self._known[topic] = shape
+        return shape
+
+    async def create(
+        self,
+        topic: str,
+        *,
+        partitions: int,
+        replicas: int,
+        retention_s: float | None = None,
+        compacting: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> TopicShape:
+        """Create the stream of a declared topic, or check the one there is.
+
+        `config` may state `max_bytes`. An external topic is only looked up. TopicMismatchError when
+        the stream has another partition count or compaction.
+        """
+        if topic in self._external:
+            return await self.load(topic)
+        wanted = StreamConfig(
+            name=names.topic_stream(topic),
+            description=f"Faust topic {topic}",
+            subjects=[names.topic_subjects(topic)],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            num_replicas=replicas,
+            max_age=None if compacting else retention_s,
+            max_bytes=int((config or {}).get("max_bytes", -1)),
+            max_msgs_per_subject=1 if compacting else -1,
+            duplicate_window=DEDUPLICATION_WINDOW_S,
+            allow_atomic=True,
+            metadata={
+                names.PARTITIONS_METADATA: str(partitions),
+                names.COMPACTING_METADATA: "1" if compacting else "0",
+            },
+        )
+        await self._connection.retrying(f"declare topic {topic}", lambda: self._add(wanted))
+        self._known.pop(topic, None)
+        shape = await self.load(topic)
+        if (shape.partitions, shape.compacting) != (partitions, compacting):
+            raise TopicMismatchError(
+                topic,
+                f"{partitions} partitions, compacting={compacting}",
+                f"{shape.partitions} partitions, compacting={shape.compacting}",
+            )
+        return shape
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the first and the next offset of a partition; (0, 0) when it is empty."""
+        shape = await self.load(topic)
+        subject = shape.filter(partition)
+        if subject is None:
+            state = (await self._stream_info(topic, shape.stream)).state
+            return (state.first_seq, state.last_seq + 1) if state.last_seq else (0, 0)
+        last = await self._connection.last_message(shape.stream, subject)
+        if last is None:
+            return 0, 0
+        first = await self._connection.next_message(shape.stream, subject)
+        return (first.sequence if first else last.sequence), last.sequence + 1
+
+    async def _stream_info(self, topic: str, stream: str) -> StreamInfo:
+        try:
+            return await self._connection.retrying(
+                f"look up {stream}", lambda: self._connection.jetstream.stream_info(stream)
+            )
+        except NotFoundError as error:
+            if is_missing_stream(error):
+                raise TopicMissingError(topic, stream) from error
+            raise
+
+    async def _add(self, wanted: StreamConfig) -> None:
+        try:
+            await self._connection.jetstream.add_stream(wanted)
+        except BadRequestError as error:
+            if error.err_code != STREAM_NAME_IN_USE:
+                raise

@@ -1,0 +1,177 @@
+"""Rows of the warehouse from change events: exact amounts, nothing guessed."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from streams.contract import Table
+from streams.rows import PoisonEventError, Row, amount, dollars, row_for, table_for, watermark_for
+from tests.fixtures import ledger_stream as ledger
+
+AT = datetime(2026, 1, 31, 17, 30, 0, 123456, tzinfo=UTC)
+
+
+def payment(status: str = "completed", **changes: Any) -> Row:
+    """Map a payment event that reached `status`."""
+    row = ledger.payment_row(1, status, AT, **changes)
+    message = ledger.event_message(ledger.change("payments", row, position=7, ordinal=2, at=AT))
+    return row_for(Table.PAYMENT_ANALYTICS, message.subject, message.payload)
+
+
+def test_a_payment_becomes_a_row_with_exact_amounts() -> None:
+    row = payment(
+        asset="USDC",
+        asset_amount_minor="9560230",
+        amount_minor="250000",
+        fee_minor="2500",
+        payer_country="VN",
+        payer_address="payer",
+        exception="overpaid",
+    )
+    assert row == Row(
+        Table.PAYMENT_ANALYTICS,
+        (
+            AT,
+            f"mer_{1:026d}",
+            Decimal(250000),
+            Decimal("9.56"),
+            "USDC",
+            "solana",
+            "VN",
+            "completed",
+            "0000000000000007-00000002",
+            f"pay_{1:026d}",
+            "overpaid",
+            Decimal("9.560230"),
+            Decimal(2500),
+            "payer",
+            7,
+            2,
+            AT,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        ("5000", "0.00"),  # half a cent goes to the even neighbour
+        ("15000", "0.02"),
+        ("25000", "0.02"),
+        ("25001", "0.03"),
+        ("1004999", "1.00"),
+        ("0", "0.00"),
+        ("123456789012345678", "123456789012.35"),
+    ],
+)
+def test_dollars_are_rounded_half_even_to_cents(units: str, expected: str) -> None:
+    assert dollars(amount(units, "USDT")) == Decimal(expected)
+
+
+@pytest.mark.parametrize("minor", ["12.5", "1e3", "", " 5", "1_000", "+5", "٣", 5, None, True])
+def test_an_amount_is_an_integer_written_as_text(minor: object) -> None:
+    with pytest.raises(PoisonEventError, match="minor units"):
+        amount(minor, "VND")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"asset": "DOGE"}, "DOGE"),
+        ({"currency": "USD"}, "not in VND"),
+        ({"status_at": "yesterday"}, "yesterday"),
+        ({"status_at": "2026-01-31T17:30:00"}, "without time zone"),
+        ({"merchant_id": None}, "text expected"),
+        ({"amount_minor": None}, "minor units"),
+    ],
+)
+def test_what_does_not_fit_is_poison(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PoisonEventError, match=reason):
+        payment(**changes)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (None, "."),
+        (b"", "."),
+        (b"[]", "."),
+        (b'{"schema": 1', "."),
+        (b'{"schema": 2}', "version 2"),
+        (b'{"schema": 1}', "table"),
+    ],
+)
+def test_what_is_no_event_is_poison(payload: bytes | None, reason: str) -> None:
+    with pytest.raises(PoisonEventError, match=reason):
+        row_for(Table.PAYMENT_ANALYTICS, "ledger.payment.created", payload)
+
+
+def test_subject_event_and_row_must_agree() -> None:
+    row = ledger.payment_row(1, "created", AT)
+    message = ledger.event_message(ledger.change("payments", row, position=7, ordinal=2, at=AT))
+    with pytest.raises(PoisonEventError, match=r"says ledger\.payment\.created"):
+        row_for(Table.PAYMENT_ANALYTICS, "ledger.payment.completed", message.payload)
+    lying = message.payload.replace(b'"status":"created"', b'"status":"completed"')
+    with pytest.raises(PoisonEventError, match="status is 'completed'"):
+        row_for(Table.PAYMENT_ANALYTICS, "ledger.payment.created", lying)
+
+
+@pytest.mark.parametrize(
+    ("subject", "table"),
+    [
+        ("ledger.payment.created", Table.PAYMENT_ANALYTICS),
+        ("ledger.payment.escrow_held", Table.PAYMENT_ANALYTICS),
+        ("ledger.payment.updated", None),
+        ("ledger.payment.deleted", None),
+        ("ledger.refund.completed", Table.REFUNDS),
+        ("ledger.refund.updated", None),
+        ("ledger.merchant.created", Table.MERCHANTS),
+        ("ledger.merchant.updated", Table.MERCHANTS),
+        ("ledger.merchant.deleted", Table.MERCHANTS),
+        ("ledger.posting.recorded", None),
+        ("ledger.entry.posted", None),
+        ("ledger.payout.requested", None),
+        ("ledger.capture.heartbeat", None),
+    ],
+)
+def test_the_subject_alone_tells_the_table(subject: str, table: Table | None) -> None:
+    assert table_for(subject) is table
+
+
+def test_a_refund_and_a_merchant_become_rows() -> None:
+    refund = ledger.refund_row(3, "requested", AT)
+    message = ledger.event_message(ledger.change("refunds", refund, position=9, ordinal=1, at=AT))
+    row = row_for(Table.REFUNDS, message.subject, message.payload)
+    assert row.values[2:7] == (
+        refund["id"],
+        refund["payment_id"],
+        refund["merchant_id"],
+        Decimal(5000),
+        "requested",
+    )
+    merchant = ledger.merchant_row(4)
+    message = ledger.event_message(
+        ledger.change("merchants", merchant, position=9, ordinal=2, at=AT)
+    )
+    row = row_for(Table.MERCHANTS, message.subject, message.payload)
+    assert row.values[:6] == (merchant["id"], "Quán 4", "coffee", "Asia/Ho_Chi_Minh", "VN", None)
+
+
+def test_the_watermark_is_read_from_headers_alone() -> None:
+    message = ledger.heartbeat(1, AT)
+    headers = {name: text.encode() for name, text in message.headers.items()}
+    watermark = watermark_for(headers, 42)
+    assert watermark is not None
+    assert (watermark.position, watermark.ordinal) == tuple(ledger.place(message))
+    assert watermark.committed_through == "2026-01-31T17:30:00.123456Z"
+    assert watermark.stream_sequence == 42
+
+
+@pytest.mark.parametrize("missing", ["Giovang-Event-Id", "Giovang-Committed-At"])
+def test_headers_that_do_not_tell_give_no_watermark(missing: str) -> None:
+    headers = {name: text.encode() for name, text in ledger.heartbeat(1, AT).headers.items()}
+    assert watermark_for({**headers, missing: b"?"}, 1) is None
+    del headers[missing]
+    assert watermark_for(headers, 1) is None

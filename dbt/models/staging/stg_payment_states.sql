@@ -1,0 +1,20 @@
+SELECT
+    event_id,
+    payment_id,
+    merchant_id,
+    status,
+    exception,
+    currency AS asset,
+    chain,
+    payer_country,
+    payer_address,
+    amount_vnd,
+    amount_usd,
+    asset_amount,
+    fee_vnd,
+    time AS reached_at,
+    position,
+    ordinal,
+    committed_at,
+    recorded_at
+FROM {{ source('raw', 'payment_analytics') }}

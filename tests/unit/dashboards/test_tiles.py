@@ -1,0 +1,12 @@
+"""Tiles show names and words as text, whatever they contain."""
+
+from dashboards.tiles import Change, Freshness, Tile, _tile
+
+
+def test_everything_shown_is_escaped() -> None:
+    nasty = "<script>alert('x')</script>"
+    tile = Tile(nasty, nasty, nasty, [Change(nasty, nasty)])
+    shown = _tile(tile, Freshness(nasty, is_late=True))
+    assert "<script" not in shown
+    assert shown.count("&lt;script&gt;") == 6
+    assert "gv-late" in shown

@@ -1,0 +1,3 @@
+"""Fixtures that every suite shares."""
+
+pytest_plugins = ["tests.fixtures.services"]

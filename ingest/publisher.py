@@ -263,11 +263,3 @@ class LedgerPublisher:
             raise PublishFailed(f"stream {self._stream} is gone: nothing takes its subjects")
         data: bytes = answer.data
         return data
-
-    async def close(self) -> None:
-        """Close the connection; a server that is gone does not hold this up."""
-        try:
-            await asyncio.wait_for(self._client.close(), CLOSE_TIMEOUT_S)
-        except (NatsError, OSError, TimeoutError):
-            # Nothing is in flight when this is called, so there is nothing to lose.
-            return

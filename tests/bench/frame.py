@@ -24,7 +24,7 @@ class BenchError(Exception):
     """A bench cannot run or did not finish within its bounds."""
 
 
-def _describe_machine() -> dict[str, str | int | float]:
+def describe_machine() -> dict[str, str | int | float]:
     """Describe this machine as far as it matters to a figure; units are in the names."""
     return {
         "cpu_model": _cpu_model(),
@@ -44,6 +44,8 @@ class Options:
     seed: int
     short: bool
     progress: Callable[[str], None]
+    # Taken before anything is started, so that the load told is not the bench's own.
+    machine: Mapping[str, str | int | float] = field(default_factory=describe_machine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Report:
     figures: Mapping[str, float]
     baselines: Mapping[str, float]
     ratios: Mapping[str, float]
-    machine: Mapping[str, str | int | float] = field(default_factory=_describe_machine)
+    machine: Mapping[str, str | int | float]
 
     def __post_init__(self) -> None:
         """Refuse what a reader could not understand or check."""

@@ -17,7 +17,7 @@ from tests.bench.frame import BenchError
 
 STATUSES = ("created", "pending", "confirming", "failed")
 PAYMENTS_PER_COMMIT = 10
-WRITERS = 4
+WRITERS = 8
 # One merchant a writer: the events of a merchant queue for its counter.
 MERCHANT_IDS = tuple(f"mer_{writer:026d}" for writer in range(WRITERS))
 MAX_BEHIND_S = 5.0

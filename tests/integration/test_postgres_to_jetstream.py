@@ -11,10 +11,8 @@ import json
 import random
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -28,33 +26,12 @@ from ingest.envelope import Message
 from ingest.errors import Fenced
 from ingest.publisher import LedgerPublisher
 from tests.fixtures.capture import DRAIN_TIMEOUT_S, CaptureRoom, Stored, capture_room, poll, told
+from tests.fixtures.ledger_writers import ENTRY, PAYMENT, Writer, Writers
 from tests.fixtures.services import BrokerServer, DatabaseServer, free_port
 
 SEED = 20260131
 KILLS = 5
-WRITERS = 3
 LARGE = 5000
-PAYMENT = """
-    INSERT INTO payments (id, merchant_id, mode, amount_minor, currency, asset, asset_amount_minor,
-        rate, rate_source, chain, recipient, mint, reference, payer_country, description, metadata,
-        expires_at)
-    SELECT 'pay_' || left(md5(%(prefix)s || g), 26), 'mer_' || lpad((g %% 7)::text, 26, '0'),
-        'live', 250000 + g, 'VND', 'USDC', 9560230, 26150.5, 'file', 'solana', 'wallet', 'mint',
-        %(prefix)s || '_' || g, 'VN', 'cà phê ''sữa'' đá', jsonb_build_object('cup', g),
-        now() + interval '15 minutes'
-    FROM generate_series(1, %(count)s::int) g
-"""
-ENTRY = """
-    WITH entry AS (
-        INSERT INTO ledger_entries (id, kind, idempotency_key)
-        VALUES ('ent_' || left(md5(%(prefix)s), 26), 'payment_completed', %(prefix)s)
-        RETURNING id, created_at)
-    INSERT INTO ledger_postings (entry_id, seq, account_id, asset, amount_minor, created_at)
-    SELECT id, leg, 'acc_' || lpad(leg::text, 26, '0'), 'USDC', 3 - 2 * leg, created_at
-    FROM entry, generate_series(1, 2) leg
-"""
-
-Writer = psycopg.Connection[tuple[Any, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -243,72 +220,7 @@ def test_a_database_transaction_open_across_a_restart_comes_whole(room: CaptureR
     assert met, "no row began where the stored commit ends, so the trap was not met"
 
 
-class Writers:
-    """Seeded writers that run until told to stop, each on rows of its own."""
-
-    def __init__(self, room: CaptureRoom, seed: int) -> None:
-        self._room = room
-        self._stop = threading.Event()
-        self.errors: list[BaseException] = []
-        self._threads = [
-            threading.Thread(target=self._write, args=(number, random.Random(seed + number)))
-            for number in range(WRITERS)
-        ]
-
-    def __enter__(self) -> "Writers":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=30)
-            assert not thread.is_alive()
-        assert not self.errors
-
-    def _write(self, number: int, chance: random.Random) -> None:
-        try:
-            with self._room.connect() as writer:
-                step = 0
-                while not self._stop.wait(chance.uniform(0.01, 0.08)):
-                    step += 1
-                    self._one(
-                        writer,
-                        f"{self._room.tag}w{number}z{step}",
-                        f"{self._room.tag}w{number}z%",
-                        chance,
-                    )
-                    if chance.random() < 0.15:
-                        writer.rollback()
-                    else:
-                        writer.commit()
-        except BaseException as error:
-            self.errors.append(error)
-            raise
-
-    def _one(self, writer: Writer, prefix: str, own: str, chance: random.Random) -> None:
-        for part in range(chance.randint(1, 4)):
-            kind = chance.randrange(4)
-            name = f"{prefix}p{part}"
-            if kind == 0:
-                writer.execute(PAYMENT, {"prefix": name, "count": chance.randint(1, 12)})
-            elif kind == 1:
-                writer.execute(ENTRY, {"prefix": name})
-            elif kind == 2:
-                writer.execute(
-                    "UPDATE payments SET status = %s, status_at = clock_timestamp() WHERE id IN "
-                    "(SELECT id FROM payments WHERE reference LIKE %s LIMIT 3)",
-                    (chance.choice(("pending", "confirming", "expired")), own),
-                )
-            else:
-                writer.execute(
-                    "DELETE FROM payments WHERE id IN "
-                    "(SELECT id FROM payments WHERE reference LIKE %s LIMIT 1)",
-                    (own,),
-                )
-
-
+@pytest.mark.timeout(600)
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(room: CaptureRoom) -> None:
     chance = random.Random(SEED)
     with Writers(room, SEED) as writers:

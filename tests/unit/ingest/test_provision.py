@@ -6,11 +6,18 @@ import pytest
 from nats.js.api import DiscardPolicy, StreamConfig
 
 from ingest import debezium
-from ingest.checkpoint import LogState, SlotState, StreamState, WalStatus
+from ingest.checkpoint import (
+    LogState,
+    SlotState,
+    StreamState,
+    WalStatus,
+    offset_key,
+    offset_value,
+)
 from ingest.contract import EventId, Table
 from ingest.errors import ProvisionRefused
 from ingest.guardian import Column, verify_tables
-from ingest.provision import drift, offset_key, offset_value, plan, stream_config
+from ingest.provision import drift, plan, stream_config
 from ingest.settings import IngestSettings
 
 SETTINGS = IngestSettings(

@@ -103,13 +103,6 @@ class Unit:
             await cursor.execute(query, parameters)
             return await cursor.fetchall()
 
-    async def ask(
-        self, row_type: type[T], query: LiteralString, parameters: Parameters
-    ) -> AsyncCursor[T]:
-        """Send a query whose rows are fetched later, so that several share one round trip."""
-        cursor = self._connection.cursor(row_factory=class_row(row_type))
-        return await cursor.execute(query, parameters)
-
     async def one(self, row_type: type[T], query: LiteralString, parameters: Parameters) -> T:
         """Return the row as a `row_type`; a query that gives none is a defect."""
         row = await self.maybe(row_type, query, parameters)

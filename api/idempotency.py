@@ -14,14 +14,7 @@ import orjson
 from api.database import Unit
 from api.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 
-_HOLD_KEY: Final[LiteralString] = """
-    SELECT pg_try_advisory_xact_lock(hashtextextended(%(merchant_id)s || ' ' || %(key)s, 0)) AS held
-"""
-_FIND_ANSWER: Final[LiteralString] = """
-    SELECT request_hash, response_status AS status, response_body AS body
-    FROM idempotency_keys
-    WHERE merchant_id = %(merchant_id)s AND key = %(key)s
-"""
+_CLAIM: Final[LiteralString] = "SELECT * FROM claim_idempotency_key(%(key)s)"
 _KEEP_ANSWER: Final[LiteralString] = """
     INSERT INTO idempotency_keys
         (merchant_id, key, request_hash, response_status, response_body)
@@ -38,17 +31,19 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hold:
-    held: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """What the first request under a key was answered."""
 
-    request_hash: bytes
     status: int
     body: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    held: bool
+    request_hash: bytes | None
+    status: int | None
+    body: str | None
 
 
 def request_digest(operation: str, content: dict[str, Any]) -> bytes:
@@ -66,17 +61,14 @@ async def claim(unit: Unit, request: Request) -> Answer | None:
     Raises IdempotencyKeyInProgress where another request holds it now, IdempotencyKeyReused where
     it was answered for another content.
     """
-    names = {"merchant_id": unit.merchant_id, "key": request.key}
-    # Two statements in one round trip. The second takes its snapshot once the key is held, so it
-    # sees the answer of whoever held it before.
-    hold = await unit.ask(_Hold, _HOLD_KEY, names)
-    answer = await unit.maybe(Answer, _FIND_ANSWER, names)
-    held = await hold.fetchone()
-    if held is None or not held.held:
+    found = await unit.one(_Claim, _CLAIM, {"key": request.key})
+    if not found.held:
         raise IdempotencyKeyInProgress("wait for the first request, or send it again in a second")
-    if answer is not None and answer.request_hash != request.digest:
+    if found.request_hash is None or found.status is None or found.body is None:
+        return None
+    if found.request_hash != request.digest:
         raise IdempotencyKeyReused("use a new key for a new request")
-    return answer
+    return Answer(found.status, found.body)
 
 
 async def keep(unit: Unit, request: Request, *, status: int, body: str) -> None:

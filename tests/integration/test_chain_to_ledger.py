@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from solders.signature import Signature
 
 from api.chain.solana_pay import token_account
 from api.contract import USDC_MINT, USDT_MINT
@@ -16,8 +17,10 @@ from tests.fixtures.api import (
     ApiServer,
     PayerWallet,
     Shop,
+    itself,
     make_api,
     make_watcher,
+    show,
     superuser,
     until,
 )
@@ -31,6 +34,7 @@ FEE = 2_500
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: Any) -> Iterator[LocalnetServer]:
     server = make_localnet(tmp_path_factory.mktemp("localnet"))
+    server.probe = itself(server, '"serving"', server.probe)
     server.start()
     yield server
     server.stop()
@@ -409,3 +413,26 @@ def test_the_demo_counter_pays_on_chain(
         assert "Paid. Thank you!" in page
         assert browser.post(f"{path}/demo-pay").status_code == 409
     demo.stop()
+
+
+def test_a_confirmed_transfer_that_vanishes_is_taken_back(
+    api: ApiServer,
+    shop: Shop,
+    payer: PayerWallet,
+    network: LocalnetServer,
+    ledger_database: DatabaseServer,
+) -> None:
+    payment = shop.create("250000")
+    # What a node shows of a fork that the network leaves: seen at confirmed, never heard of again.
+    # Two seconds from now the network will have finalized past its slot.
+    signature = str(Signature.new_unique())
+    question = {"jsonrpc": "2.0", "id": 1, "method": "getSlot"}
+    slot = httpx.post(network.rpc_url, json=question).json()["result"] + 20
+    show(api, ledger_database, payment, signature, slot=slot)
+    shop.wait(payment["id"], "confirming")
+    shop.wait(payment["id"], "pending")
+    assert transfer_of(ledger_database, signature) == (payment["id"], "dropped", PRICE)
+    assert entries_of(ledger_database, payment["id"]) == []
+    pay(payer, api, PRICE, payment["reference"])
+    shop.wait(payment["id"], "completed")
+    assert [kind for kind, _ in entries_of(ledger_database, payment["id"])] == ["payment_completed"]

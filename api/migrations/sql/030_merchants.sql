@@ -54,24 +54,30 @@ CREATE TRIGGER api_keys_audit AFTER INSERT OR UPDATE OR DELETE ON api_keys
     FOR EACH ROW EXECUTE FUNCTION audit_write('api_key', 'key_hash');
 
 -- The look-ups that come before the tenant is known. Each takes what only its holder has and
--- answers at most one row.
+-- answers at most one row. PL/pgSQL because it keeps its plans, which SQL functions do not.
 CREATE FUNCTION authenticate_api_key(presented_hash bytea)
 RETURNS TABLE (key_id text, mode text, scopes text[], merchant_id text, merchant_name text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
 AS $$
+BEGIN
+    RETURN QUERY
     SELECT k.id, k.mode, k.scopes, m.id, m.name
     FROM api_keys AS k JOIN merchants AS m ON m.id = k.merchant_id
-    WHERE k.key_hash = presented_hash AND k.revoked_at IS NULL
+    WHERE k.key_hash = presented_hash AND k.revoked_at IS NULL;
+END
 $$;
 
 CREATE FUNCTION staff_for_login(presented_email text)
 RETURNS TABLE (staff_id text, password_hash text, role text,
                merchant_id text, merchant_name text, timezone text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
 AS $$
+BEGIN
+    RETURN QUERY
     SELECT s.id, s.password_hash, s.role, m.id, m.name, m.timezone
     FROM merchant_staff AS s JOIN merchants AS m ON m.id = s.merchant_id
-    WHERE s.email = presented_email
+    WHERE s.email = presented_email;
+END
 $$;
 
 GRANT EXECUTE ON FUNCTION authenticate_api_key(bytea), staff_for_login(text) TO giovang_api;
@@ -93,3 +99,23 @@ CALL close_tenant_table('idempotency_keys');
 GRANT SELECT, INSERT (merchant_id, key, request_hash, response_status, response_body)
     ON idempotency_keys TO giovang_api;
 GRANT SELECT, DELETE ON idempotency_keys TO giovang_watcher;
+
+-- Hold a key of the tenant until the database transaction ends, and return the answer it has, if
+-- any; held is false where another request holds it now. The answer is read once the key is held,
+-- by a statement with a snapshot of its own, so it shows what the holder before has committed.
+CREATE FUNCTION claim_idempotency_key(wanted text)
+RETURNS TABLE (held boolean, request_hash bytea, status int, body text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public
+AS $$
+BEGIN
+    held := pg_try_advisory_xact_lock(hashtextextended(giovang_tenant() || ' ' || wanted, 0));
+    IF held THEN
+        SELECT k.request_hash, k.response_status, k.response_body
+        INTO request_hash, status, body
+        FROM idempotency_keys AS k
+        WHERE k.merchant_id = giovang_tenant() AND k.key = wanted;
+    END IF;
+    RETURN NEXT;
+END
+$$;
+GRANT EXECUTE ON FUNCTION claim_idempotency_key(text) TO giovang_api;

@@ -151,6 +151,10 @@ CREATE TRIGGER payments_event AFTER UPDATE ON payments
 
 -- The payer's page knows a payment's id and nothing else; the id is its capability.
 CREATE FUNCTION merchant_of_payment(payment_id text) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
-AS $$ SELECT p.merchant_id FROM payments AS p WHERE p.id = payment_id $$;
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
+AS $$
+BEGIN
+    RETURN (SELECT p.merchant_id FROM payments AS p WHERE p.id = payment_id);
+END
+$$;
 GRANT EXECUTE ON FUNCTION merchant_of_payment(text) TO giovang_api;

@@ -20,6 +20,7 @@ from streams.contract import (
     WAREHOUSE_DEADLETTER_SUBJECT,
 )
 from streams.deadletter import DeadLetters
+from streams.monitor import CommitMonitor
 from streams.progress import Progress, Reporter
 from streams.settings import StreamsSettings
 from streams.store import Store
@@ -33,7 +34,7 @@ REQUEST_TIMEOUT_S = 30.0
 
 def new_app(settings: StreamsSettings, app_id: str) -> AppT:
     """Return a Faust app on our transport: no Kafka, no web server, no leader topic."""
-    return faust.App(
+    app = faust.App(
         app_id,
         broker=f"{settings.nats_url.get_secret_value()}/?topic.{LEDGER_TOPIC}={LEDGER_STREAM}",
         Stream="streams.transport:Stream",
@@ -49,7 +50,10 @@ def new_app(settings: StreamsSettings, app_id: str) -> AppT:
         stream_recovery_delay=0.0,
         stream_wait_empty=True,
         worker_redirect_stdouts=False,
+        cython_optimizations=True,
     )
+    app.monitor = CommitMonitor()
+    return app
 
 
 def warehouse_worker(settings: StreamsSettings) -> faust.Worker:

@@ -7,11 +7,12 @@ is away raises GatewayAwayError, a refusal GatewayRefusedError with the API's ow
 """
 
 import asyncio
+import fcntl
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
 import httpx
@@ -22,6 +23,7 @@ from infra.demo.settings import DemoError
 CALL_TIMEOUT_S = 10.0
 STAFF_ROLE = "owner"
 _KEYS_FILE = "api-keys.json"
+_KEYS_LOCK = "api-keys.lock"
 _AWAY_STATUSES = {429, 502, 503, 504}
 
 
@@ -70,8 +72,15 @@ class Gateway:
             raise GatewayAwayError(f"the API is not healthy after {timeout_s:g} s") from error
 
     async def register(self, *, seed: int, password: str, state_dir: Path) -> tuple[Shop, ...]:
-        """Create or refresh all demo merchants, their logins and keys, and return them."""
-        keys_path = state_dir / _KEYS_FILE
+        """Create or refresh all demo merchants, their logins and keys, and return them.
+
+        History and traffic may do so at the same time: one of them at once has the keys' file.
+        """
+        lock = await asyncio.to_thread(_lock_keys, state_dir)
+        with lock:
+            return await self._register(seed, password, state_dir / _KEYS_FILE)
+
+    async def _register(self, seed: int, password: str, keys_path: Path) -> tuple[Shop, ...]:
         known = _read_keys(keys_path)
         shops = []
         for profile in PROFILES:
@@ -186,9 +195,16 @@ def _read_keys(path: Path) -> dict[str, str]:
     return {str(name): str(key) for name, key in stored.items()}
 
 
+def _lock_keys(state_dir: Path) -> TextIO:
+    """Wait for the lock on the keys' file; closing what is returned gives it back."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    lock = (state_dir / _KEYS_LOCK).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def _write_keys(path: Path, keys: dict[str, str]) -> None:
     """Replace the file in one step, readable by its owner only from the first byte on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".new")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:

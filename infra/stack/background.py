@@ -60,6 +60,8 @@ def _failure(folder: StateFolder, pid: int, status: int) -> Exception:
     if error:
         reason = str(error["message"]).removeprefix(f"{error['service']}: ")
         return StartError(error["service"], reason, error["lines"])
+    if known.get("pid") == pid and known.get("phase") == "stopped":
+        return StateError("the stack was stopped while it started")
     # It ended before it supervised anything; its last line is the sentence it said.
     last = tail(folder.log("supervisor"), 1)
     sentence = last[0].removeprefix("giovang: ") if last else f"the supervisor ended with {status}"

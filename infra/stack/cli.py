@@ -31,6 +31,7 @@ from infra.stack.state import AlreadyRunningError, StateError, StateFolder, end_
 from infra.stack.supervisor import StartError
 
 DOWN_TIMEOUT_S = 120.0
+WIDE = 140  # columns
 
 app = typer.Typer(
     help="Giovang: stablecoin payments whose ledger streams into analytics merchants can trust.",
@@ -154,7 +155,7 @@ def status(
         console.print("The stack is not running; ./giovang up starts it.")
         if not snapshot["services"]:
             return
-    console.print(view.table(snapshot))
+    console.print(view.table(snapshot, memory=True, words=console.width >= WIDE))
     if supervisor["phase"] not in {"running", "stopped"}:
         console.print(f"\nThe stack is {supervisor['phase']}.")
 
@@ -191,11 +192,12 @@ def show_doctor() -> None:
     """Say what is missing on this machine and how to mend it."""
     findings = doctor.examine(_settings())
     for finding in findings:
-        mark = "[green]ok     [/green]" if finding.good else "[red]missing[/red]"
+        bad = "[yellow]note   [/]" if finding.optional else "[red]missing[/]"
+        mark = "[green]ok     [/]" if finding.good else bad
         console.print(f"{mark} {finding.what}")
         if not finding.good:
             console.print(f"        → {finding.mend}")
-    if not all(finding.good for finding in findings):
+    if not all(finding.good or finding.optional for finding in findings):
         raise typer.Exit(1)
 
 
@@ -333,7 +335,7 @@ def _running() -> StackSettings:
 
 def _show(settings: StackSettings, snapshot: Snapshot) -> None:
     console.print()
-    console.print(view.table(snapshot, memory=False))
+    console.print(view.table(snapshot))
     secrets_file = Path(StateFolder(settings.state).secrets)
     password = json.loads(secrets_file.read_text()).get("demo_password")
     view.addresses(console, snapshot, password)

@@ -26,11 +26,15 @@ SETUP = "./giovang up installs it"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `mend` says what to do where it is not good."""
+    """One thing that was looked at; `mend` says what to do where it is not good.
+
+    What is optional does not keep the stack from running.
+    """
 
     good: bool
     what: str
     mend: str = ""
+    optional: bool = False
 
 
 def examine(settings: StackSettings) -> list[Finding]:
@@ -72,7 +76,8 @@ def _packages() -> list[Finding]:
         missing = [name for name in wanted.get(purpose, []) if not _installed(name)]
         what = f"packages {use}: " + (", ".join(missing) or "all installed")
         command = "apt-get install --no-install-recommends " + " ".join(missing)
-        findings.append(Finding(not missing, what, f"./giovang installs them, or: {command}"))
+        mend = f"./giovang installs them, or: {command}"
+        findings.append(Finding(not missing, what, mend, optional=purpose == "test"))
     return findings
 
 
@@ -136,6 +141,7 @@ def _rooms_user() -> Finding:
         what=f"the user {SERVICE_USER} cannot read {CHECKOUT}: our own processes run as root "
         "(databases and brokers do not)",
         mend="put the checkout where other users may read it, such as /srv",
+        optional=True,
     )
 
 

@@ -191,14 +191,15 @@ $installed
             *"
 $package
 "*) ;;
-            *) printf '%s ' "$package" ;;
+            *) printf '%s' "${separator-}$package" && separator=' ' ;;
         esac
     done
+    unset separator
 }
 
 check_disk() {
     free=$(df -Pm "$state" | awk 'NR == 2 { print $4 }')
-    [ "$free" -ge "$setup_disk_mb" ] || [ -n "${GIOVANG_STACK_SKIP_DISK_CHECK-}" ] ||
+    [ "$free" -ge "$setup_disk_mb" ] ||
         fail "only $free MB are free for $state; $setup_disk_mb MB are needed"
 }
 
@@ -275,9 +276,10 @@ step() {
     began=$(date +%s)
     printf '\n== %s\n' "$title" >>"$log"
     [ -t 2 ] || printf '  ....  %s\n' "$title" >&2
-    "$@" >>"$log" 2>&1 </dev/null 9>&- &
+    # The step keeps the lock open: should a part of it outlive us, the next run waits for its end.
+    "$@" >>"$log" 2>&1 </dev/null &
     child=$!
-    trap 'kill "$child" 2>/dev/null; say "Interrupted; the next run goes on from here."; exit 130' \
+    trap 'end_family "$child"; say "Interrupted; the next run goes on from here."; exit 130' \
         INT TERM HUP
     while kill -0 "$child" 2>/dev/null; do
         [ ! -t 2 ] || printf '\r%5d s  %.70s' "$(($(date +%s) - began))" "$title" >&2
@@ -289,6 +291,15 @@ step() {
     [ ! -t 2 ] || printf '\r' >&2
     printf '%5d s  %s\n' "$(($(date +%s) - began))" "$title" >&2
     [ $result -eq 0 ] || explain_failure "$title"
+}
+
+# Ends a process and everything it started, children first.
+end_family() {
+    # shellcheck disable=SC2013 # the file is one line of numbers
+    for one in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
+        end_family "$one"
+    done
+    kill "$1" 2>/dev/null || true
 }
 
 explain_failure() {

@@ -198,7 +198,7 @@ class _Builder:
         )
 
     def demo(self) -> Iterable[Service]:
-        """A year of history, once, and then customers who keep buying."""
+        """Customers who keep buying, and behind them, once, a year of history."""
         env = environment.demo(self.stack, self._own("demo", room=True))
         yield self._step(
             "demo-history",
@@ -207,13 +207,14 @@ class _Builder:
             env=env,
             depends_on=("api", "capture", "warehouse"),
             timeout_s=HISTORY_TIMEOUT_S,
+            background=True,
         )
         yield self._room(
             "demo",
             "infra.demo",
             "traffic",
             env=env,
-            depends_on=("demo-history", "watcher", "localnet"),
+            depends_on=("api", "watcher", "capture", "warehouse"),
         )
 
     def _cluster(self, cluster: Cluster) -> Service:
@@ -234,6 +235,7 @@ class _Builder:
         )
 
     def _part(self, name: str, command: tuple[str, ...], *, cwd: Path, **more: object) -> Service:
+        values = {"start_timeout_s": self.stack.settings.start_timeout_s, **more}
         return Service(
             name=name,
             command=command,
@@ -241,12 +243,13 @@ class _Builder:
             log=self.folder.log(name),
             env=environment.common(self.stack, cwd),
             account=self.account,
-            **more,  # type: ignore[arg-type]
+            **values,  # type: ignore[arg-type]
         )
 
     def _room(
         self, name: str, module: str, *arguments: str, env: Mapping[str, str], **more: object
     ) -> Service:
+        values = {"start_timeout_s": self.stack.settings.start_timeout_s, **more}
         return Service(
             name=name,
             command=(sys.executable, "-m", module, *arguments),
@@ -254,7 +257,7 @@ class _Builder:
             log=self.folder.log(name),
             env={**environment.common(self.stack, self._own(name, room=True)), **env},
             account=self.room_account,
-            **more,  # type: ignore[arg-type]
+            **values,  # type: ignore[arg-type]
         )
 
     def _step(
@@ -265,6 +268,7 @@ class _Builder:
         env: Mapping[str, str],
         depends_on: tuple[str, ...],
         timeout_s: float = 180.0,
+        background: bool = False,
     ) -> Service:
         return self._room(
             name,
@@ -273,6 +277,7 @@ class _Builder:
             env=env,
             depends_on=depends_on,
             kind=Kind.STEP,
+            background=background,
             start_timeout_s=timeout_s,
         )
 

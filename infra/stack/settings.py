@@ -37,6 +37,7 @@ class StackSettings(BaseSettings):
     # A ready PostgreSQL tree to use for the analytics cluster, such as one with TimescaleDB's
     # community edition; the ledger always runs on the tree that `./giovang` prepared.
     postgres_tree: Path | None = None
+    # How long one service may take to become ready; a slow machine may need more.
     start_timeout_s: float = Field(default=180, gt=0, le=3600)
     log_limit_mb: int = Field(default=20, ge=1, le=1000)
     demo_rate_per_minute: float = Field(default=6, gt=0, le=6000)

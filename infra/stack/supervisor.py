@@ -115,7 +115,10 @@ class Supervisor:
         return self._units[name].service.kind is Kind.STEP
 
     async def start(self) -> None:
-        """Start everything and return once all is healthy; StartError says what could not be."""
+        """Start everything and return once all is healthy; StartError says what could not be.
+
+        What is marked to run in the background starts too, and is not waited for.
+        """
         loop = asyncio.get_running_loop()
         for unit in self._units.values():
             if unit.socket is not None:
@@ -156,7 +159,8 @@ class Supervisor:
 
     async def _all_satisfied(self) -> bool:
         for unit in self._units.values():
-            await unit.satisfied.wait()
+            if not unit.service.background:
+                await unit.satisfied.wait()
         return True
 
     async def _run(self, unit: _Unit) -> None:
@@ -272,6 +276,8 @@ class Supervisor:
     def _give_up(self, unit: _Unit, reason: str) -> None:
         unit.last_exit = reason
         self._set(unit, State.FAILED)
+        if unit.service.background:
+            return
         if not self._started and self._failure is None:
             self._failure = StartError(unit.name, reason, tail(unit.service.log))
             self._failed.set()

@@ -49,7 +49,8 @@ class Service:
 
     Ready is when `probe` says so, or, without a probe, when the process sends READY=1 to its
     NOTIFY_SOCKET; a step is ready when it ended with status 0. From then on a service that neither
-    answers its probe nor sends WATCHDOG=1 for `silence_limit_s` is stalled and started again.
+    answers its probe nor sends WATCHDOG=1 for `silence_limit_s` is stalled and started again. A
+    start does not wait for what runs in the `background`: its failure is shown, and stops nothing.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Service:
     log: Path
     cwd: Path
     kind: Kind = Kind.SERVICE
+    background: bool = False
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     depends_on: Sequence[str] = ()
     address: str | None = None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from infra.stack.settings import CHECKOUT
 from infra.stack.units import RUNNING, SATISFIED, State, Status
 
 _STYLES = {
@@ -21,6 +23,9 @@ _STYLES = {
     State.FAILED: "bold red",
     State.STOPPING: "cyan",
 }
+
+# A step is shown beside the services while it works, and when it could not.
+_NOTEWORTHY = frozenset({State.STARTING, State.RESTARTING, State.FAILED})
 
 
 def statuses(rows: Iterable[Mapping[str, Any]]) -> list[Status]:
@@ -74,23 +79,27 @@ class Progress:
         self.line(status.name, Text(f"{status.state}  ", style="cyan"), detail)
 
 
-def table(snapshot: Mapping[str, Any], *, memory: bool = True) -> Table:
-    """The table of services: state, address, memory and log."""
+def table(snapshot: Mapping[str, Any], *, memory: bool = False, words: bool = False) -> Table:
+    """The table of services: state, address and log, with memory and their own words if asked."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("service", no_wrap=True)
     shown.add_column("state", no_wrap=True)
     shown.add_column("address", overflow="fold")
     if memory:
         shown.add_column("memory", justify="right", no_wrap=True)
+    if words:
+        shown.add_column("says", overflow="fold")
     shown.add_column("log", overflow="fold")
-    for status in statuses(snapshot["services"]):
+    unfinished = [row for row in statuses(snapshot["steps"]) if row.state in _NOTEWORTHY]
+    for status in [*statuses(snapshot["services"]), *unfinished]:
         used = memory_mb(status.pid) if memory else None
         cells: list[RenderableType] = [
             escape(status.name),
             _label(status),
             Text(status.address or "-", style="" if status.address else "dim"),
             *([f"{used:.0f} MB" if used else "-"] if memory else []),
-            Text(status.log, style="dim"),
+            *([Text(status.detail or "-")] if words else []),
+            Text(_short(status.log), style="dim"),
         ]
         shown.add_row(*cells)
     return shown
@@ -106,10 +115,8 @@ def addresses(console: Console, snapshot: Mapping[str, Any], demo_password: str 
             ("Merchant login", f"{snapshot['demo_email']}   {demo_password}"),
         ]
     console.print()
-    if any(
-        row.name == "demo" and row.state != State.HEALTHY for row in statuses(snapshot["services"])
-    ):
-        console.print("  The demo shops still load their year of history; the rest serves already.")
+    if any(row.state == State.STARTING for row in statuses(snapshot["steps"])):
+        console.print("  The demo shops' year of history still flows in; everything else is live.")
     for name, value in rows:
         console.print(Text(f"  {name:<16}", style="bold"), Text(value, style="cyan"), sep="")
 
@@ -136,10 +143,15 @@ def memory_mb(pid: int | None) -> float | None:
 
 
 def serves(snapshot: Mapping[str, Any]) -> bool:
-    """Whether the product serves: all is healthy but the demo, whose history may take minutes."""
-    rows = statuses([*snapshot["services"], *snapshot["steps"]])
-    product = [row for row in rows if not row.name.startswith("demo")]
-    return bool(product) and all(row.state in SATISFIED for row in product)
+    """Whether every service is healthy; steps in the background may still be at work."""
+    rows = statuses(snapshot["services"])
+    return bool(rows) and all(row.state in SATISFIED for row in rows)
+
+
+def _short(log: str) -> str:
+    """Show a log inside the checkout relative to it, which is where the command runs."""
+    path = Path(log)
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
 
 
 def _label(status: Status) -> Text:

@@ -205,6 +205,24 @@ async def test_a_step_that_fails_ends_the_start_with_its_words(
     }
 
 
+async def test_a_start_does_not_wait_for_the_background_nor_fall_with_it(
+    make: Callable[..., Service], tmp_path: Path
+) -> None:
+    code = f"import pathlib, sys, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists():"
+    code += " time.sleep(0.05)\nsys.exit('no history today')"
+    supervisor = Supervisor(
+        [make("shop"), make("history", code, kind=Kind.STEP, background=True)],
+        socket_folder=tmp_path,
+        jitter=lambda: 0.0,
+    )
+    await asyncio.wait_for(supervisor.start(), DEADLINE_S)
+    assert of(supervisor, "history").state == State.STARTING
+    (tmp_path / "go").touch()
+    await reached(lambda: of(supervisor, "history").state == State.FAILED, "history gives up")
+    assert of(supervisor, "shop").state == State.HEALTHY
+    await supervisor.stop()
+
+
 async def test_a_service_that_ignores_the_stop_is_killed_with_its_children(
     make: Callable[..., Service], tmp_path: Path
 ) -> None:

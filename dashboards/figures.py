@@ -6,6 +6,7 @@ Nothing here reads or draws; amounts stay Decimal, so tables and exports sum exa
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, Literal
@@ -17,6 +18,15 @@ from dashboards.warehouse import Comparison, Hour, Live, Peaks, Today, TypicalHo
 LATE_AFTER_S: Final = 90
 
 Direction = Literal["more", "less"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table in words: its head, its rows and the sums below them."""
+
+    head: list[str]
+    rows: list[list[str]]
+    foot: list[str]
 
 
 def freshness_of(live: Live, now: datetime, words: Language) -> Freshness:
@@ -132,28 +142,51 @@ def hours_summary(hours: Sequence[Hour], words: Language) -> str:
     )
 
 
-def hours_rows(
-    hours: Sequence[Hour], averages: dict[int, TypicalHour], words: Language
-) -> Iterator[list[str]]:
-    """The rows of the table of today's hours."""
-    for hour in hours:
-        average = averages.get(hour.at.hour)
-        yield [
-            words.span(hour.at.hour),
-            words.dong(hour.volume_vnd),
-            words.number(hour.tx_count),
-            words.dong(round(average.avg_volume)) if average else "–",
-        ]
+def hours_table(hours: Sequence[Hour], typical: Sequence[TypicalHour], words: Language) -> Table:
+    """The table of today's hours; each total is the sum of the figures above it, as shown."""
+    averages = {hour.local_hour: round(hour.avg_volume) for hour in typical}
+    beside = [averages.get(hour.at.hour) for hour in hours]
+    return Table(
+        head=[
+            words.text(key)
+            for key in ("hours.hour", "hours.volume", "hours.count", "hours.average")
+        ],
+        rows=[
+            [
+                words.span(hour.at.hour),
+                words.dong(hour.volume_vnd),
+                words.number(hour.tx_count),
+                "–" if average is None else words.dong(average),
+            ]
+            for hour, average in zip(hours, beside, strict=True)
+        ],
+        foot=[
+            words.text("hours.total"),
+            words.dong(sum((hour.volume_vnd for hour in hours), Decimal(0))),
+            words.number(sum(hour.tx_count for hour in hours)),
+            words.dong(sum(average for average in beside if average is not None)),
+        ],
+    )
 
 
-def profile_rows(typical: Sequence[TypicalHour], words: Language) -> Iterator[list[str]]:
-    """The rows of the table of the typical day."""
-    for hour in typical:
-        yield [
-            words.span(hour.local_hour),
-            words.dong(round(hour.avg_volume)),
-            words.number(hour.avg_payments, 1),
-        ]
+def profile_table(typical: Sequence[TypicalHour], words: Language) -> Table:
+    """The table of the typical day."""
+    return Table(
+        head=[words.text(key) for key in ("hours.hour", "hours.average", "peaks.payments")],
+        rows=[
+            [
+                words.span(hour.local_hour),
+                words.dong(round(hour.avg_volume)),
+                words.number(hour.avg_payments, 1),
+            ]
+            for hour in typical
+        ],
+        foot=[
+            words.text("hours.total"),
+            words.dong(sum(round(hour.avg_volume) for hour in typical)),
+            words.number(sum((round(h.avg_payments, 1) for h in typical), Decimal(0)), 1),
+        ],
+    )
 
 
 def hours_csv(hours: Sequence[Hour]) -> str:

@@ -7,7 +7,6 @@ says so and tries again by itself.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Final
 
 import streamlit as st
@@ -69,17 +68,8 @@ def _hours(
     st.altair_chart(chart, width="stretch", alt=words.text("hours.alt"))
     tiles.paragraph(figures.hours_summary(live.hours, words))
     with st.expander(words.text("hours.table")):
-        averages = {hour.local_hour: hour for hour in typical}
-        tiles.table(
-            [words.text(k) for k in ("hours.hour", "hours.volume", "hours.count", "hours.average")],
-            figures.hours_rows(live.hours, averages, words),
-            foot=[
-                words.text("hours.total"),
-                words.dong(sum((h.volume_vnd for h in live.hours), Decimal(0))),
-                words.number(sum(h.tx_count for h in live.hours)),
-                words.dong(round(sum((h.avg_volume for h in typical), Decimal(0)))),
-            ],
-        )
+        table = figures.hours_table(live.hours, typical, words)
+        tiles.table(table.head, table.rows, table.foot)
         st.download_button(
             words.text("hours.csv"),
             data=figures.hours_csv(live.hours),
@@ -109,10 +99,8 @@ def _peaks_part() -> None:
             chart = charts.profile_chart(typical, peaks.hours, words, dark=tiles.is_dark())
             st.altair_chart(chart, width="stretch", alt=words.text("peaks.alt"))
             with st.expander(words.text("peaks.table")):
-                tiles.table(
-                    [words.text(k) for k in ("hours.hour", "hours.average", "peaks.payments")],
-                    figures.profile_rows(typical, words),
-                )
+                table = figures.profile_table(typical, words)
+                tiles.table(table.head, table.rows, table.foot)
         tiles.paragraph(figures.evidence(peaks, words), quiet=True)
         tiles.fresh(figures.freshness_of(live, now, words))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.bench.__main__ import BENCHES
-from tests.bench.frame import BenchError, Report, percentile
+from tests.bench.frame import BenchError, Report, describe_machine, percentile
 
 ROOT = Path(__file__).resolve().parents[3]
 FIGURES = {"drain_per_s": 9000.0, "latency_p99_ms_at_200": 40.0}
@@ -21,6 +21,7 @@ def report(**changes: Any) -> Report:
     values: dict[str, Any] = {
         "bench": "example",
         "seed": 7,
+        "machine": describe_machine(),
         "method": "as told",
         "figures": FIGURES,
         "baselines": BASELINES,

@@ -75,13 +75,20 @@ def test_the_export_sums_exactly() -> None:
     assert rows[0]["hour_start"] == "2026-02-01T09:00:00+07:00"
 
 
-def test_a_table_row_stands_beside_the_typical_hour() -> None:
-    typical = {9: TypicalHour(9, Decimal("250000.40"), Decimal("1.5000"))}
-    rows = list(figures.hours_rows([hour(9, "300000", 2), hour(10, "5", 1)], typical, EN))
-    assert rows == [
+def test_the_table_stands_beside_the_typical_hours_and_adds_up() -> None:
+    typical = [
+        TypicalHour(9, Decimal("250000.40"), Decimal("1.5000")),
+        TypicalHour(23, Decimal("7000000.00"), Decimal("9.0000")),
+    ]
+    table = figures.hours_table([hour(9, "300000", 2), hour(10, "5", 1)], typical, EN)
+    assert table.rows == [
         ["09:00–10:00", "₫\u00a0300,000", "2", "₫\u00a0250,000"],
         ["10:00–11:00", "₫\u00a05", "1", "–"],
     ]
+    # The typical hour at 23:00 is not among the rows, so it is not in their sum.
+    assert table.foot == ["Total", "₫\u00a0300,005", "3", "₫\u00a0250,000"]
+    profile = figures.profile_table(typical, EN)
+    assert profile.foot == ["Total", "₫\u00a07,250,000", "10.5"]
 
 
 @pytest.mark.parametrize(

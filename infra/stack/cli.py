@@ -236,19 +236,23 @@ def test(context: typer.Context) -> None:
     raise typer.Exit(commands.run_tests(console, context.args))
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
-    """Run the demo against the running stack: `history`, `traffic`, see `./giovang demo --help`."""
+    """Run the demo against the running stack: livelier traffic, or another history."""
+    if "--help" in context.args:
+        commands.enter_help(commands.DEMO, context.args)
     commands.enter_demo(_running(), context.args)
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def dbt(context: typer.Context) -> None:
     """Run dbt against the running stack's warehouse, such as `./giovang dbt build`."""
+    if "--help" in context.args:
+        commands.enter_help(commands.DBT, context.args)
     commands.enter_dbt(_running(), context.args)
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def bench(context: typer.Context) -> None:
     """Measure: `./giovang bench NAME [--short] [--json]`; without a name it lists the benches."""
     commands.enter_bench(_settings(), context.args)

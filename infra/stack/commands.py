@@ -28,6 +28,8 @@ from infra.stack.settings import CHECKOUT, StackSettings
 from infra.stack.state import StateFolder
 
 CODE = ("api", "ingest", "streams", "dashboards", "infra", "tests")
+DEMO = (sys.executable, "-m", "infra.demo")
+DBT = (str(Path(sys.executable).parent / "dbt"),)
 GATE_TIMEOUT_S = 900
 PYTEST_TIMEOUT_S = 3300
 LOCK_TIMEOUT_S = 900
@@ -78,20 +80,24 @@ def run_tests(console: Console, arguments: Sequence[str]) -> int:
     return status or (1 if failed else 0)
 
 
+def enter_help(program: Sequence[str], arguments: Sequence[str]) -> NoReturn:
+    """Become a program that only explains itself, which needs no running stack."""
+    os.chdir(CHECKOUT)
+    os.execve(program[0], [*program, *arguments], dict(os.environ))  # noqa: S606
+
+
 def enter_demo(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
     """Become `python -m infra.demo` with the running stack's addresses."""
     stack, account = _running_stack(settings), room_account()
     home = stack.folder.own_folder("demo", account)
-    command = [sys.executable, "-m", "infra.demo", *arguments]
-    _become(command, environment.demo(stack, home), home, account)
+    _become([*DEMO, *arguments], environment.demo(stack, home), home, account)
 
 
 def enter_dbt(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
     """Become dbt on the running stack's warehouse, with folders of its own for what it writes."""
     stack, account = _running_stack(settings), room_account()
     home = stack.folder.own_folder("dbt", account)
-    command = [str(Path(sys.executable).parent / "dbt"), *arguments]
-    _become(command, environment.dbt(stack, home), home, account)
+    _become([*DBT, *arguments], environment.dbt(stack, home), home, account)
 
 
 def enter_bench(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -92,23 +92,17 @@ class Outcome:
 
 
 class Project(Protocol):
-    """The dbt project, as the schedule sees it."""
+    """The dbt project, as the loop sees it; DbtProject is the real one."""
 
-    def fingerprint(self) -> str:
-        """Tell one state of the project's files from another."""
-
-    def build(self, work: Work) -> Outcome:
-        """Run the models that `work` names."""
-
-    def test(self) -> Outcome:
-        """Run the data tests."""
+    def fingerprint(self) -> str: ...  # noqa: D102
+    def build(self, work: Work) -> Outcome: ...  # noqa: D102
+    def test(self) -> Outcome: ...  # noqa: D102
 
 
 class Warehouse(Protocol):
-    """The warehouse, as the schedule sees it."""
+    """The warehouse, as the loop sees it; PostgresWarehouse is the real one."""
 
-    def look(self) -> Sight:
-        """Ask what is new; psycopg.Error where the warehouse cannot be asked."""
+    def look(self) -> Sight: ...  # noqa: D102
 
 
 @dataclass
@@ -178,7 +172,7 @@ class Modeller:
                 # The reason is the whole story; a trace through this loop would add nothing.
                 log.error("build failed", reason=str(error), in_a_row=failures_in_a_row)  # noqa: TRY400
                 if failures_in_a_row >= self.settings.failure_limit:
-                    log.critical("giving up", failures=failures_in_a_row)
+                    log.critical("giving up")
                     return 1
                 self._rest(backoff_s(self.settings.interval_s, failures_in_a_row), str(error))
                 continue
@@ -191,7 +185,7 @@ class Modeller:
         return 0
 
     def _cycle(self, schedule: Schedule, *, is_first: bool) -> bool:
-        sight = None if is_first else self._look()
+        sight = None if is_first else self.warehouse.look()
         now_s, slot = time.monotonic(), int(time.time() // DAY_BOUNDARY_S)
         fingerprint = self.project.fingerprint()
         work = schedule.due(sight, fingerprint, now_s, slot)
@@ -201,7 +195,7 @@ class Modeller:
             if self.stopping.is_set():
                 return False
             self._judge(work, outcome)
-            schedule.done(work, self._look(), fingerprint, now_s, slot)
+            schedule.done(work, self.warehouse.look(), fingerprint, now_s, slot)
         if schedule.tests_due(now_s):
             with self._working("data tests"):
                 self._report(self.project.test())
@@ -212,25 +206,16 @@ class Modeller:
             for node, reason in outcome.failures.items():
                 log.error("model failed", model=node, reason=reason)
             raise ModellingError(", ".join(outcome.failures))
-        seconds = round(outcome.seconds, 2)
-        log.info("built", work=work.value, seconds=seconds)
-        self.status = f"{work.value} built in {seconds} s at {datetime.now(UTC):%H:%M:%S} UTC"
+        log.info("built", work=work.value, seconds=round(outcome.seconds, 2))
+        self.status = f"{work.value} built at {datetime.now(UTC):%H:%M:%S} UTC"
 
     def _report(self, outcome: Outcome) -> None:
         if self.stopping.is_set():
             return
         for node, reason in outcome.failures.items():
             log.error("data test failed", test=node, reason=reason)
-        log.info("tested", failed=len(outcome.failures), seconds=round(outcome.seconds, 2))
-        if outcome.failures:
             self.status = f"{len(outcome.failures)} data tests fail: see the log"
-
-    def _look(self) -> Sight:
-        try:
-            return self.warehouse.look()
-        except psycopg.Error as error:
-            message = f"warehouse: {_first_line(error)}"
-            raise ModellingError(message) from error
+        log.info("tested", failed=len(outcome.failures), seconds=round(outcome.seconds, 2))
 
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
@@ -281,8 +266,8 @@ class ModellingError(Exception):
 
 def backoff_s(interval_s: float, failures_in_a_row: int) -> float:
     """Return how long to rest after a failure: doubling, bounded, never in step with others."""
-    doubled = interval_s * 2.0 ** min(failures_in_a_row - 1, 10)
-    return min(doubled, BACKOFF_LIMIT_S) * random.uniform(0.5, 1.0)
+    doubled_s = interval_s * 2.0 ** min(failures_in_a_row - 1, 10)
+    return min(doubled_s, BACKOFF_LIMIT_S) * random.uniform(0.5, 1.0)
 
 
 class DbtProject:
@@ -291,8 +276,7 @@ class DbtProject:
     def __init__(self, settings: ModellerSettings) -> None:
         self._folder = settings.project_dir
         self._options = (
-            *("--project-dir", str(settings.project_dir)),
-            *("--profiles-dir", str(settings.project_dir)),
+            *("--project-dir", str(self._folder), "--profiles-dir", str(self._folder)),
             *("--target-path", str(settings.target_path), "--log-path", str(settings.log_path)),
             *("--threads", str(settings.threads)),
             # dbt's own log file has the details; these logs say what a person must know.
@@ -331,7 +315,7 @@ def failures_of(answer: Any) -> dict[str, str]:  # noqa: ANN401 - dbt ships no t
     """Return what failed of a dbtRunnerResult: node name to one line without row data."""
     if isinstance(answer.exception, KeyboardInterrupt):
         raise answer.exception
-    if answer.exception is not None:
+    if answer.exception:
         return {"dbt": _first_line(answer.exception)}
     failures = {
         result.node.name: _reason(result)
@@ -369,30 +353,28 @@ class PostgresWarehouse:
         self._connection: psycopg.Connection[Any] | None = None
 
     def look(self) -> Sight:
-        """Ask what is new; psycopg.Error where the warehouse cannot be asked."""
+        """Ask what is new; ModellingError where the warehouse cannot be asked."""
         try:
             if self._connection is None:
-                self._connection = self._connect()
+                self._connection = psycopg.connect(
+                    host=self._settings.host,
+                    port=self._settings.port,
+                    dbname=self._settings.database,
+                    user=self._settings.user,
+                    password=self._settings.password.get_secret_value(),
+                    application_name="giovang-modeller",
+                    autocommit=True,
+                    connect_timeout=QUERY_DEADLINE_S,
+                    options=f"-c statement_timeout={QUERY_DEADLINE_S}s",
+                )
             ((is_pending, committed_through),) = self._connection.execute(self.LOOK).fetchall()
-        except psycopg.Error:
+        except psycopg.Error as error:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
-            raise
+            message = f"warehouse: {_first_line(error)}"
+            raise ModellingError(message) from error
         return Sight(is_pending=is_pending, committed_through=committed_through)
-
-    def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(
-            host=self._settings.host,
-            port=self._settings.port,
-            dbname=self._settings.database,
-            user=self._settings.user,
-            password=self._settings.password.get_secret_value(),
-            application_name="giovang-modeller",
-            autocommit=True,
-            connect_timeout=QUERY_DEADLINE_S,
-            options=f"-c statement_timeout={QUERY_DEADLINE_S}s",
-        )
 
 
 def session_options(settings: ModellerSettings) -> str:
@@ -403,11 +385,8 @@ def session_options(settings: ModellerSettings) -> str:
     )
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def main() -> int:
     """Run until SIGTERM or SIGINT; returns the exit status."""
-    if arguments:
-        sys.stderr.write("usage: python -m infra.modeller (settings come from the environment)\n")
-        return 2
     configure_logging("modeller")
     settings = ModellerSettings()
     os.environ["PGOPTIONS"] = session_options(settings)
@@ -418,4 +397,4 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

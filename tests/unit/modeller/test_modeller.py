@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-import psycopg
 import pytest
 
 from infra import modeller
@@ -16,6 +15,7 @@ from infra.modeller import (
     DbtProject,
     Modeller,
     ModellerSettings,
+    ModellingError,
     Outcome,
     Schedule,
     Sight,
@@ -157,8 +157,8 @@ class ScriptedWarehouse:
 
     def look(self) -> Sight:
         if self.is_away:
-            message = "connection refused"
-            raise psycopg.OperationalError(message)
+            message = "warehouse: connection refused"
+            raise ModellingError(message)
         return PENDING
 
 

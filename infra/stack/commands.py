@@ -64,7 +64,7 @@ def run_tests(console: Console, arguments: Sequence[str]) -> int:
     arguments = [word for index, word in enumerate(arguments) if index or word != "--"]
     settings = StackSettings()
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not _moves_a_stack(name)},
         "GIOVANG_TEST_POSTGRES_TREE": str(settings.postgres_tree_or_default),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     }
@@ -78,6 +78,12 @@ def run_tests(console: Console, arguments: Sequence[str]) -> int:
         console.print(f"tests took {time.monotonic() - began:.0f} s")
         console.print(Text.from_ansi(summary))
     return status or (1 if failed else 0)
+
+
+def _moves_a_stack(variable: str) -> bool:
+    """Whether a variable is about the stack beside the tests, and so none of their business."""
+    kept = variable.startswith("GIOVANG_TEST_") or variable == "GIOVANG_STACK_STATE_DIR"
+    return variable.startswith("GIOVANG_") and not kept
 
 
 def enter_help(program: Sequence[str], arguments: Sequence[str]) -> NoReturn:

@@ -1,8 +1,7 @@
 """The walk of one payment, from an HTTP request to pixels in a merchant's browser.
 
 Everything is real: the stack as `./giovang up` starts it, the stock Solana client as the payer, and
-headless Chromium as the merchant. The time of each hop is printed (`pytest -s` shows it, and so
-does the report at the end of the run).
+headless Chromium as the merchant. The time of each hop is printed at the end.
 """
 
 import asyncio
@@ -165,10 +164,13 @@ async def _token_account(rpc: AsyncClient, address: Pubkey) -> bool:
 
 
 @pytest.fixture(scope="module")
-def hops() -> Iterator[Hops]:
+def hops(pytestconfig: pytest.Config) -> Iterator[Hops]:
     stopwatch = Hops()
     yield stopwatch
-    print(stopwatch.report())  # noqa: T201
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("\n" + stopwatch.report())  # noqa: T201
 
 
 async def test_a_payment_walks_from_request_to_mart(stack: Stack, shop: Shop, hops: Hops) -> None:

@@ -13,26 +13,32 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
+from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api import cache, openapi
 from api.checkout import demo
 from api.checkout import routes as checkout
 from api.database import Database
-from api.errors import DatabaseUnavailable, FieldError, Problem
+from api.errors import DatabaseUnavailable
+from api.gate import Gate
+from api.ledger import routes as ledger
 from api.merchants import routes as merchants
 from api.payments import routes as payments
 from api.payouts import routes as payouts
-from api.rates.service import FileRates, Rates
-from api.security import SessionSigner
+from api.people import routes as people
+from api.people import team_routes as team
+from api.people.sessions import Sessions
+from api.ratelimit import RateLimiter
+from api.rates import routes as rates
+from api.rates.service import rates_of
+from api.security import Sealer, SessionSigner
 from api.settings import ApiSettings
-from api.web import RequestContext, install_error_handlers
+from api.web import install_error_handlers, only_known_queries
 from infra.telemetry import configure_logging, get_logger, notify_alive, notify_ready
 
-_REDIS_TIMEOUT_S = 1.0
 _BEAT_S = 2.0
 _FINISH_REQUESTS_S = 7
 _log = get_logger(__name__)
@@ -59,24 +65,19 @@ def build_app(settings: ApiSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        redis = Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=_REDIS_TIMEOUT_S,
-            socket_connect_timeout=_REDIS_TIMEOUT_S,
-        )
+        redis = cache.connect(settings.redis_url.get_secret_value())
         database = Database(
             settings.database_url.get_secret_value(),
             application_name="giovang-api",
             pool_size=settings.pool_size,
         )
-        async with database:
-            app.state.settings = settings
-            app.state.database = database
-            app.state.redis = redis
-            app.state.signer = SessionSigner(settings.session_private_key.get_secret_value())
-            app.state.rates = Rates(
-                FileRates(settings.rates_file), redis, max_age_s=settings.rates_max_age_s
-            )
+        operator = Database(
+            settings.operator_url.get_secret_value(),
+            application_name="giovang-api-operator",
+            pool_size=settings.operator_pool_size,
+        )
+        async with database, operator:
+            _furnish(app, settings, redis, database=database, operator=operator)
             found = await _health(app)
             if found.status != "ok":
                 raise RuntimeError(
@@ -95,16 +96,34 @@ def build_app(settings: ApiSettings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         separate_input_output_schemas=False,
+        dependencies=[Depends(only_known_queries)],
     )
     install_error_handlers(app)
-    for routes in (payments, payouts, merchants, checkout):
+    for routes in (payments, payouts, ledger, rates, merchants, team, people, checkout):
         app.include_router(routes.router)
     if settings.demo:
         app.include_router(demo.router)
     app.add_api_route("/healthz", health, response_model=Health, tags=["operations"])
-    app.add_middleware(RequestContext, max_body_bytes=settings.max_body_bytes)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes)
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
+
+
+def _furnish(
+    app: FastAPI, settings: ApiSettings, redis: Redis, *, database: Database, operator: Database
+) -> None:
+    """Put in the state what requests reach through api.web; fails on malformed keys."""
+    signer = SessionSigner(settings.session_private_key.get_secret_value())
+    kept = cache.Cache(redis)
+    app.state.settings = settings
+    app.state.database = database
+    app.state.operator = operator
+    app.state.redis = redis
+    app.state.signer = signer
+    app.state.limiter = RateLimiter(kept)
+    app.state.sealer = Sealer(settings.sealing_key.get_secret_value())
+    app.state.sessions = Sessions(signer, kept, database=database, operator=operator)
+    app.state.rates = rates_of(settings, redis)
 
 
 async def health(request: Request) -> Response:
@@ -146,21 +165,6 @@ async def _beat(app: FastAPI) -> None:
         await asyncio.sleep(_BEAT_S)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document with the one error body all problems share."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Problem, FieldError):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema.pop("$defs", None)
-            schemas[model.__name__] = schema
-        app.openapi_schema = document
-    return app.openapi_schema
-
-
 class _Server(uvicorn.Server):
     """Uvicorn that tells the supervisor once it listens."""
 
@@ -184,6 +188,8 @@ def main() -> None:
             server_header=False,
             timeout_graceful_shutdown=_FINISH_REQUESTS_S,
             timeout_keep_alive=30,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies or None,
         )
     )
     # Uvicorn stops cleanly on SIGTERM and then raises the signal once more for whoever listened

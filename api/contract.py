@@ -48,6 +48,29 @@ class PaymentException(StrEnum):
     WRONG_ASSET = "wrong_asset"
 
 
+class ExceptionOutcome(StrEnum):
+    """How an exception ended: its money was accepted as payment, or all of it went back."""
+
+    ACCEPTED = "accepted"
+    REFUNDED = "refunded"
+
+
+class DisputeOutcome(StrEnum):
+    """Whom an admin gave the escrowed money."""
+
+    MERCHANT = "merchant"
+    PAYER = "payer"
+    SPLIT = "split"
+
+
+class RefundSource(StrEnum):
+    """Where a refund's money is: with the merchant, with the payer's excess, or in suspense."""
+
+    PAYMENT = "payment"
+    EXCESS = "excess"
+    SUSPENSE = "suspense"
+
+
 class RefundStatus(StrEnum):
     """Where a refund stands; its money is reserved from `requested` on."""
 
@@ -67,11 +90,22 @@ class PayoutStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class HoldStatus(StrEnum):
+    """Where a hold stands; its amount is taken from what is available while it is `pending`."""
+
+    PENDING = "pending"
+    POSTED = "posted"
+    VOIDED = "voided"
+    EXPIRED = "expired"
+
+
 # subject: {from: where to}. Every step there is; a status without a key is final.
 TRANSITIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "payment": {
         "created": ("pending", "expired", "failed"),
         "pending": ("confirming", "expired", "failed"),
+        # Money that came late, or too little of it, is accepted after all.
+        "expired": ("confirming",),
         "confirming": ("completed", "escrow_held", "failed", "pending"),
         "escrow_held": ("awaiting_release", "disputed"),
         "awaiting_release": ("completed", "disputed"),
@@ -84,6 +118,9 @@ TRANSITIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "requested": ("approved", "cancelled", "failed"),
         "approved": ("sent", "cancelled", "failed"),
         "sent": ("settled", "failed"),
+    },
+    "hold": {
+        "pending": ("posted", "voided", "expired"),
     },
 }
 
@@ -100,6 +137,7 @@ CAPTURED_TABLES: Final = (
 
 OWNER_ROLE: Final = "giovang_owner"
 API_ROLE: Final = "giovang_api"
+OPERATOR_ROLE: Final = "giovang_operator"
 WATCHER_ROLE: Final = "giovang_watcher"
 CAPTURE_ROLE: Final = "giovang_capture"
 

@@ -41,7 +41,8 @@ class GiovangError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Something went wrong on our side"
-    retry_after_s: ClassVar[int | None] = None
+    # Seconds after which the same request may do better; an error may know better than its class.
+    retry_after_s: int | None = None
 
     def __init__(self, detail: str, *, errors: list[FieldError] | None = None) -> None:
         super().__init__(detail)
@@ -86,20 +87,41 @@ class BodyTooLarge(GiovangError):
     title = "The request body is too large"
 
 
+class UnsupportedMedia(GiovangError):
+    """The body is announced as something other than JSON."""
+
+    status = 415
+    code = "unsupported_media"
+    title = "The request body is not application/json"
+
+
+class TooManyRequests(GiovangError):
+    """The caller's bucket is empty; `retry_after_s` says when it holds a token again."""
+
+    status = 429
+    code = "too_many_requests"
+    title = "Too many requests"
+    retry_after_s = 1
+
+    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class NotAuthenticated(GiovangError):
-    """No key, or not one of ours, or a revoked one."""
+    """No key or session, or not one of ours, or one that has ended."""
 
     status = 401
     code = "not_authenticated"
-    title = "The key or password is not valid"
+    title = "The key, session or password is not valid"
 
 
 class NotPermitted(GiovangError):
-    """The key is known and its scopes do not reach this far."""
+    """The caller is known and their scopes do not reach this far."""
 
     status = 403
     code = "not_permitted"
-    title = "This key may not do that"
+    title = "This caller may not do that"
 
 
 class NotFound(GiovangError):

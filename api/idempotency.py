@@ -14,20 +14,26 @@ import orjson
 from api.database import Unit
 from api.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 
-_CLAIM: Final[LiteralString] = "SELECT * FROM claim_idempotency_key(%(key)s)"
+_CLAIM: Final[LiteralString] = "SELECT * FROM claim_idempotency_key(%(key)s, %(namespace)s)"
 _KEEP_ANSWER: Final[LiteralString] = """
     INSERT INTO idempotency_keys
         (merchant_id, key, request_hash, response_status, response_body)
-    VALUES (%(merchant_id)s, %(key)s, %(request_hash)s, %(status)s, %(body)s)
+    VALUES (%(merchant_id)s, %(namespace)s || ':' || %(key)s, %(request_hash)s, %(status)s,
+            %(body)s)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A key and the digest of what was asked under it."""
+    """A key and the digest of what was asked under it.
+
+    A merchant's keys are told apart by `namespace`: the mode, `test` or `live`, and who uses it
+    where that is not the merchant. The same key in two namespaces is two keys.
+    """
 
     key: str
     digest: bytes
+    namespace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ async def claim(unit: Unit, request: Request) -> Answer | None:
     Raises IdempotencyKeyInProgress where another request holds it now, IdempotencyKeyReused where
     it was answered for another content.
     """
-    found = await unit.one(_Claim, _CLAIM, {"key": request.key})
+    found = await unit.one(_Claim, _CLAIM, {"key": request.key, "namespace": request.namespace})
     if not found.held:
         raise IdempotencyKeyInProgress("wait for the first request, or send it again in a second")
     if found.request_hash is None or found.status is None or found.body is None:
@@ -78,6 +84,7 @@ async def keep(unit: Unit, request: Request, *, status: int, body: str) -> None:
         {
             "merchant_id": unit.merchant_id,
             "key": request.key,
+            "namespace": request.namespace,
             "request_hash": request.digest,
             "status": status,
             "body": body,

@@ -22,6 +22,7 @@ from itertools import takewhile
 from typing import Final, LiteralString
 
 from api.audit import service as audit
+from api.audit.sealing import Sealer
 from api.chain import store as chain_store
 from api.chain.backlog import read_backlog
 from api.chain.model import (
@@ -37,9 +38,10 @@ from api.chain.rpc import ChainReader
 from api.chain.solana_pay import token_account
 from api.contract import Asset
 from api.database import Database, Identity, Leadership
-from api.errors import ChainUnavailable, DatabaseUnavailable
-from api.payments import settlement
+from api.errors import ChainUnavailable, Conflict, DatabaseUnavailable
+from api.payments import escrow, settlement
 from api.payments import store as payments
+from api.payouts import service as payouts
 from api.settings import ChainSettings, WatcherSettings
 from infra.telemetry import configure_logging, get_logger, notify_alive, notify_ready
 
@@ -50,6 +52,7 @@ _SEAT: Final = 4_702_112
 _LINES_A_SWEEP: Final = 5_000
 _SWEEP_DEADLINE_S: Final = 120.0
 _EXPIRE_AT_ONCE: Final = 200
+_RELEASE_AT_ONCE: Final = 100
 _REMEMBERED_LINES: Final = 20_000
 _ATTEMPTS_TO_READ: Final = 10
 _ALIVE_EVERY_S: Final = 1.0
@@ -67,6 +70,7 @@ _FORGET_KEYS: Final[LiteralString] = """
 class Sweep:
     """What one look at the chain did; `complete` where it saw everything up to now."""
 
+    released: int = 0
     settled: int = 0
     shown: int = 0
     expired: int = 0
@@ -109,6 +113,10 @@ class Watcher:
     async def sweep(self) -> Sweep:
         """Look at everything since the cursors; raises ChainUnavailable, DatabaseUnavailable."""
         done = Sweep()
+        # First, so that what falls due does so also while the chain does not answer.
+        await self._release_due(done)
+        async with self._database.unit_of_work(_WATCHER) as unit:
+            done.expired += await payouts.expire_payouts(unit, _EXPIRE_AT_ONCE)
         finalized_slot = await self._chain.finalized_slot()
         for account in self._accounts:
             await self._scan(account, finalized_slot, done)
@@ -238,6 +246,24 @@ class Watcher:
             self._shown.pop((transfer.signature, transfer.token_account), None)
             _log.warning("confirmed transfer vanished", signature=transfer.signature)
 
+    async def _release_due(self, done: Sweep) -> None:
+        """Release escrow payments whose day has come, each in a unit of work of its own.
+
+        As many as fit in a sweep; the rest follows in the next. One that a dispute stopped in the
+        meantime is left alone.
+        """
+        async with self._database.unit_of_work(_WATCHER) as unit:
+            due = await payments.due_for_release(unit, limit=_RELEASE_AT_ONCE)
+        for payment_id in due:
+            try:
+                async with self._database.unit_of_work(_WATCHER) as unit:
+                    await escrow.release(unit, payment_id, released_by=escrow.TIMER)
+            except Conflict as refusal:
+                _log.info("escrow not released", payment_id=payment_id, reason=refusal.detail)
+                continue
+            done.released += 1
+            self._progress("releasing")
+
     async def _expire(self, done: Sweep) -> None:
         while True:
             async with self._database.unit_of_work(_WATCHER) as unit:
@@ -285,7 +311,8 @@ async def run(settings: WatcherSettings) -> None:
             notify_ready("waiting for the seat")
             await _wait_for_seat(leadership)
             watcher = Watcher(database, chain, settings, _Voice())
-            await _sweep_forever(watcher, leadership, settings.poll_interval_ms / 1000)
+            sealer = Sealer(database)
+            await _sweep_forever(watcher, sealer, leadership, settings.poll_interval_ms / 1000)
     finally:
         await leadership.leave()
         await chain.close()
@@ -302,7 +329,9 @@ async def _wait_for_seat(leadership: Leadership) -> None:
         await asyncio.sleep(_ALIVE_EVERY_S)
 
 
-async def _sweep_forever(watcher: Watcher, leadership: Leadership, interval_s: float) -> None:
+async def _sweep_forever(
+    watcher: Watcher, sealer: Sealer, leadership: Leadership, interval_s: float
+) -> None:
     failures = 0
     house_kept_at = float("-inf")
     while True:
@@ -310,6 +339,8 @@ async def _sweep_forever(watcher: Watcher, leadership: Leadership, interval_s: f
             raise SystemExit("the seat was lost with its connection")
         try:
             async with asyncio.timeout(_SWEEP_DEADLINE_S):
+                # First, so that the trail is sealed also while the chain does not answer.
+                await sealer.seal_when_due()
                 done = await watcher.sweep()
                 if time.monotonic() - house_kept_at > _HOUSEKEEPING_S:
                     await watcher.keep_house()
@@ -324,8 +355,14 @@ async def _sweep_forever(watcher: Watcher, leadership: Leadership, interval_s: f
             )
             continue
         failures = 0
-        if done.settled or done.expired:
-            _log.info("sweep", settled=done.settled, shown=done.shown, expired=done.expired)
+        if done.settled or done.expired or done.released:
+            _log.info(
+                "sweep",
+                settled=done.settled,
+                shown=done.shown,
+                expired=done.expired,
+                released=done.released,
+            )
         await _pause(interval_s, "watching" if done.complete else "catching up")
 
 

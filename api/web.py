@@ -1,25 +1,23 @@
-"""HTTP plumbing that every slice's routes share: context of a request, limits, and error answers.
+"""HTTP plumbing that every slice's routes share: what a request carries, and error answers.
 
-One middleware gives each request its id, refuses bodies over the limit, sets safe headers and
-writes one access line, which holds no query, header or body. Errors become problem+json in
-`install_error_handlers` and nowhere else.
+What the application holds for all requests is reached by the functions here and nowhere else.
+Errors become problem+json in `problem_answer` and nowhere else.
 """
 
-import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import Annotated, Any, cast
 
 import psycopg
-import structlog
 from fastapi import FastAPI, Header, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
 
 from api import idempotency
-from api.database import Database, Identity, Unit, new_id
+from api.database import Database, Identity, Unit
 from api.errors import (
     PROBLEM_JSON,
     BodyTooLarge,
@@ -29,17 +27,15 @@ from api.errors import (
     InvalidRequest,
     MalformedRequest,
     MethodNotAllowed,
+    NotAuthenticated,
     NotFound,
 )
+from api.ratelimit import RateLimiter, Taken, address_bucket
+from api.security import SessionClaims
+from api.settings import ApiSettings
 from infra.telemetry import get_logger
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_log = get_logger("api.access")
+_log = get_logger(__name__)
 
 # Text that people wrote: no control characters, which PostgreSQL, logs and terminals disagree on.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -51,72 +47,100 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class RequestContext:
-    """The ASGI middleware around everything: id, size limit, safe headers, access line."""
-
-    def __init__(self, app: App, *, max_body_bytes: int) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        request_id = new_id("req")
-        scope.setdefault("state", {})["request_id"] = request_id
-        structlog.contextvars.bind_contextvars(request_id=request_id)
-        status = 500
-        received = 0
-
-        async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise HTTPException(BodyTooLarge.status)
-            return message
-
-        async def signed_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        try:
-            await self._app(scope, limited_receive, signed_send)
-        finally:
-            _log.info(
-                "request",
-                method=scope["method"],
-                route=_route(scope),
-                status=status,
-                elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
-            )
-            structlog.contextvars.unbind_contextvars("request_id")
-
-
-def _route(scope: Scope) -> str:
-    """Return the template of the address rather than the address, which may name a payment."""
-    route = scope.get("route")
-    return str(getattr(route, "path", "unknown"))
-
-
 def request_id_of(request: Request) -> str:
     """Return the id of this request."""
     return cast("str", request.state.request_id)
 
 
+def settings_of(request: Request) -> ApiSettings:
+    """Return what the process was told by its environment."""
+    return cast("ApiSettings", request.app.state.settings)
+
+
+def limiter_of(request: Request) -> RateLimiter:
+    """Return the process's rate limiter."""
+    return cast("RateLimiter", request.app.state.limiter)
+
+
+def presented_token(request: Request) -> str | None:
+    """Return what the request's Authorization header bears, or None."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def bearer_of(request: Request) -> str:
+    """Return what the request's Authorization header bears; raises NotAuthenticated."""
+    token = presented_token(request)
+    if token is None:
+        raise NotAuthenticated("send the header Authorization: Bearer and a key or a session")
+    return token
+
+
+def remember_session(request: Request, session: SessionClaims) -> None:
+    """Keep what the request's token says, once it is proved to be ours."""
+    request.state.session = session
+
+
+def proved_session(request: Request) -> SessionClaims | None:
+    """Return what the request's token says, where it was proved already."""
+    return cast("SessionClaims | None", getattr(request.state, "session", None))
+
+
+def spent(scope: MutableMapping[str, Any]) -> Sequence[Taken]:
+    """Return which buckets the request has spent tokens of."""
+    return cast("Sequence[Taken]", scope["state"].get("spent", ()))
+
+
+def spend(request: Request, taken: Taken) -> None:
+    """Note a token for the answer's headers; raises TooManyRequests where there was none."""
+    others = [one for one in spent(request.scope) if one.policy != taken.policy]
+    request.state.spent = [*others, taken]
+    taken.raise_if_refused()
+
+
+def client_bucket(request: Request) -> str:
+    """Return the bucket of the request's client address."""
+    return address_bucket("" if request.client is None else request.client.host)
+
+
+async def charge_address(request: Request) -> None:
+    """Spend a token of the client's address, for a caller who is not who they said."""
+    per_minute = settings_of(request).rate_limit_per_minute
+    spend(request, await limiter_of(request).take(client_bucket(request), per_minute=per_minute))
+
+
 def database_of(request: Request) -> Database:
     """Return the pool that this process serves requests with."""
     return cast("Database", request.app.state.database)
+
+
+def operator_of(request: Request) -> Database:
+    """Return the pool that moves money and serves admins; its role may write entries."""
+    return cast("Database", request.app.state.operator)
+
+
+async def only_known_queries(request: Request) -> None:
+    """Refuse what the address does not know: a filter misspelt must not widen what is counted."""
+    if not request.url.query:
+        return
+    known = set(_queries(request.scope["route"].dependant))
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        raise InvalidRequest(
+            "this address does not take every parameter it was given",
+            errors=[
+                FieldError(detail="no such parameter here", pointer=f"/query/{name[:100]}")
+                for name in unknown[:20]
+            ],
+        )
+
+
+def _queries(dependant: Dependant) -> Iterator[str]:
+    """Return the names of the query parameters that a route takes, by itself or what it needs."""
+    for field in dependant.query_params:
+        yield field.alias
+    for dependency in dependant.dependencies:
+        yield from _queries(dependency)
 
 
 async def idempotency_key(

@@ -43,7 +43,7 @@ def main() -> None:
         if merchant is not None and st.button(
             words.text("logout"), icon=":material/logout:", type="tertiary"
         ):
-            session.log_out()
+            session.sign_out(settings())
             st.rerun()
         with brand:
             tiles.brand(words.text("brand.tagline"))

@@ -2,10 +2,13 @@
 
 `current_merchant` proves the token anew at every rerun of a page and of a fragment; the merchant
 comes from its claims and never from the URL or a widget. A token that is expired, forged, meant for
-someone else or incomplete counts as none, and the reason is kept for the login page.
+someone else or incomplete counts as none, and the reason is kept for the login page. A token that
+nears its end is exchanged at the API for its successor, until twelve hours after logging in; where
+the API is away, the token at hand counts until it ends.
 """
 
 import re
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -17,15 +20,24 @@ import streamlit as st
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dashboards.settings import DashboardSettings
+from infra.telemetry import get_logger
 
 AUDIENCE: Final = "giovang"
 ISSUER: Final = "giovang-api"
 LOGIN_DEADLINE_S: Final = 10.0
+# A page waits for these, so their deadline is short; what they miss, the next rerun does.
+ROTATION_DEADLINE_S: Final = 3.0
+ROTATE_BEFORE_END_S: Final = 15 * 60
+ROTATE_EVERY_S: Final = 60.0
+# How long after logging in the API exchanges tokens, as its sessions have it.
+FAMILY_LIFETIME_S: Final = 12 * 3600
 # The API hashes passwords with argon2; anything longer is not a password but an attack.
 MAX_CREDENTIAL_CHARS: Final = 256
 _MERCHANT_ID: Final = re.compile(r"mer_[0-9a-z]{26}")
 _TOKEN: Final = "session_token"  # noqa: S105 - the name of a slot, not a token
 _PARTING: Final = "session_parting"
+_ROTATION: Final = "session_rotation_tried"
+_log = get_logger(__name__)
 
 
 class Refusal(StrEnum):
@@ -115,6 +127,36 @@ def exchange(
     return token
 
 
+def is_due(token: str, now: float) -> bool:
+    """Say whether a proved token nears its end and a successor would outlive it; `now` in s."""
+    claims = jwt.decode(token, options={"verify_signature": False})
+    end, logged_in = claims["exp"], claims.get("auth_time")
+    if not isinstance(logged_in, int):
+        return False
+    return bool(end - now < ROTATE_BEFORE_END_S and end < logged_in + FAMILY_LIFETIME_S)
+
+
+def rotate(token: str, api_url: str, transport: httpx.BaseTransport | None = None) -> str | None:
+    """Exchange a token for its successor; None where the API cannot say.
+
+    Raises SessionError where the API does not know the session any more: it was ended elsewhere.
+    """
+    try:
+        with httpx.Client(
+            base_url=api_url, timeout=ROTATION_DEADLINE_S, transport=transport, trust_env=False
+        ) as client:
+            answer = client.post(
+                "/api/v1/sessions/rotate", headers={"Authorization": f"Bearer {token}"}
+            )
+            if answer.status_code == 401:
+                raise SessionError(Refusal.EXPIRED)
+            successor = answer.raise_for_status().json()["token"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        _log.warning("session not rotated", problem=type(error).__name__)
+        return None
+    return successor if isinstance(successor, str) else None
+
+
 def log_in(email: str, password: str, settings: DashboardSettings) -> Merchant:
     """Exchange credentials and keep the token; SessionError where the API or its token fails."""
     token = exchange(email, password, settings.api_url)
@@ -122,6 +164,21 @@ def log_in(email: str, password: str, settings: DashboardSettings) -> Merchant:
     st.session_state[_TOKEN] = token
     st.session_state.pop(_PARTING, None)
     return merchant
+
+
+def sign_out(settings: DashboardSettings) -> None:
+    """End the session at the API and forget the token; what the API misses ends within the hour."""
+    token = st.session_state.get(_TOKEN)
+    log_out()
+    if token is None:
+        return
+    try:
+        with httpx.Client(
+            base_url=settings.api_url, timeout=ROTATION_DEADLINE_S, trust_env=False
+        ) as client:
+            client.delete("/api/v1/sessions/current", headers={"Authorization": f"Bearer {token}"})
+    except httpx.HTTPError as error:
+        _log.warning("session not ended at the API", problem=type(error).__name__)
 
 
 def log_out(parting: Refusal | None = None) -> None:
@@ -143,7 +200,21 @@ def current_merchant(settings: DashboardSettings) -> Merchant | None:
     if token is None:
         return None
     try:
-        return verify(token, settings.verification_key)
+        merchant = verify(token, settings.verification_key)
+        successor = _successor(token, settings)
+        if successor is not None:
+            merchant = verify(successor, settings.verification_key)
+            st.session_state[_TOKEN] = successor
     except SessionError as error:
         log_out(error.refusal)
         return None
+    return merchant
+
+
+def _successor(token: str, settings: DashboardSettings) -> str | None:
+    """Return the successor of a token that is due for one, asking at most once a minute."""
+    now = time.time()
+    if not is_due(token, now) or now - st.session_state.get(_ROTATION, 0.0) < ROTATE_EVERY_S:
+        return None
+    st.session_state[_ROTATION] = now
+    return rotate(token, settings.api_url)

@@ -22,6 +22,12 @@ _REFUND: Final = "ledger.refund."
 _MERCHANT: Final = "ledger.merchant."
 # A change of state is a row; a change of anything else, and a deletion, is none.
 _STATELESS_WORDS: Final = frozenset({"updated", "deleted"})
+# From here on a payment has its money, which may be less than was asked for.
+_SETTLED: Final = frozenset(
+    {"completed", "escrow_held", "awaiting_release", "disputed", "resolved"}
+)
+# A refund of anything else is of tokens that never were the merchant's: nobody's volume shrinks.
+_OF_THE_PAYMENT: Final = "payment"
 _INTEGER: Final = re.compile(r"-?[0-9]{1,30}")
 
 
@@ -61,12 +67,16 @@ def table_for(subject: str) -> Table | None:
     return None
 
 
-def row_for(table: Table, subject: str, payload: bytes | None) -> Row:
-    """Map the event published on `subject` to its row; PoisonEventError when it does not fit."""
+def row_for(table: Table, subject: str, payload: bytes | None) -> Row | None:
+    """Map the event published on `subject` to its row, None when only its content says it has none.
+
+    PoisonEventError when it does not fit.
+    """
     try:
         event = ChangeEvent.from_bytes(payload or b"")
         _same_subject(event, subject)
-        return Row(table, _VALUES[table](event))
+        values = _VALUES[table](event)
+        return None if values is None else Row(table, values)
     except PoisonEventError:
         raise
     except KeyError as error:
@@ -112,7 +122,7 @@ def _payment(event: ChangeEvent) -> tuple[Any, ...]:
     return (
         _moment(row["status_at"]),
         _text(row["merchant_id"]),
-        amount(row["amount_minor"], VND),
+        _settled(row, status),
         dollars(asset_amount),
         row["asset"],
         _text(row["chain"]),
@@ -130,9 +140,20 @@ def _payment(event: ChangeEvent) -> tuple[Any, ...]:
     )
 
 
-def _refund(event: ChangeEvent) -> tuple[Any, ...]:
+def _settled(row: dict[str, Any], status: str) -> Decimal:
+    """Return the dong that were settled, or asked for while nothing is.
+
+    Events from before a payment could be settled in part do not tell, and were settled in full.
+    """
+    settled = amount(row.get("settled_minor") or "0", VND)
+    return settled if settled and status in _SETTLED else amount(row["amount_minor"], VND)
+
+
+def _refund(event: ChangeEvent) -> tuple[Any, ...] | None:
     row = event.row
     status = _status(event, row)
+    if row.get("source", _OF_THE_PAYMENT) != _OF_THE_PAYMENT:
+        return None
     if row["asset"] != VND:
         raise PoisonEventError(f"refunded in {row['asset']!r}, not in {VND}")
     return (
@@ -166,7 +187,7 @@ def _merchant(event: ChangeEvent) -> tuple[Any, ...]:
     )
 
 
-_VALUES: Final[Mapping[Table, Callable[[ChangeEvent], tuple[Any, ...]]]] = {
+_VALUES: Final[Mapping[Table, Callable[[ChangeEvent], tuple[Any, ...] | None]]] = {
     Table.PAYMENT_ANALYTICS: _payment,
     Table.REFUNDS: _refund,
     Table.MERCHANTS: _merchant,

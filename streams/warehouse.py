@@ -70,7 +70,8 @@ class WarehouseProcessor:
             except PoisonEventError as error:
                 await self._bury(message, str(error), attempt=1)
             else:
-                mapped.append(Mapped(message, row))
+                if row is not None:
+                    mapped.append(Mapped(message, row))
         watermark = _last_watermark(messages)
         if mapped or watermark is not None:
             await self._write(mapped, watermark, attempt=1)

@@ -1,3 +1,8 @@
 """Fixtures that every suite shares."""
 
-pytest_plugins = ["tests.fixtures.services"]
+pytest_plugins = [
+    "tests.fixtures.services",
+    "tests.fixtures.audit",
+    "tests.fixtures.people",
+    "tests.fixtures.releases",
+]

@@ -50,6 +50,11 @@ class Receipt:
     slot: int
     block_time: datetime | None
 
+    @property
+    def key(self) -> str:
+        """The name under which it is booked; a person's assignment books it under another."""
+        return f"{self.signature}:{self.account.address}" + (":assigned" if not self.keys else "")
+
 
 @dataclass(frozen=True, slots=True)
 class KnownTransfer:
@@ -60,6 +65,22 @@ class KnownTransfer:
     payment_id: str | None
     commitment: str
     slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A receipt's row, as it is shown."""
+
+    signature: str
+    token_account: str
+    payment_id: str | None
+    payer_address: str | None
+    mint: str
+    amount_minor: int
+    slot: int
+    block_time: datetime | None
+    commitment: str
+    recorded_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

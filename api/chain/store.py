@@ -1,10 +1,15 @@
 """The SQL of receipts and cursors."""
 
+# Statements are put together from constants alone.
+# ruff: noqa: S608
+
+from collections.abc import Sequence
 from typing import Final, LiteralString
 
-from api.chain.model import Cursor, KnownTransfer, Receipt
+from api.chain.model import Cursor, KnownTransfer, Receipt, Transfer
 from api.contract import SOLANA
 from api.database import Unit
+from api.security import Mode
 
 _SEE: Final[LiteralString] = """
     INSERT INTO chain_transfers (chain, signature, token_account, payment_id, payer_address,
@@ -46,6 +51,72 @@ _DROP: Final[LiteralString] = """
       AND commitment = 'confirmed'
     RETURNING true
 """
+_TRANSFER: Final[LiteralString] = """
+    SELECT t.signature, t.token_account, t.payment_id, t.payer_address, t.mint, t.amount_minor,
+           t.slot, t.block_time, t.commitment, t.recorded_at
+    FROM chain_transfers AS t
+"""
+_ONE: Final[LiteralString] = """
+    WHERE t.chain = %(chain)s AND t.signature = %(signature)s
+      AND t.token_account = %(token_account)s
+"""
+_GET: Final[LiteralString] = _TRANSFER + _ONE
+_LOCK: Final[LiteralString] = _GET + "FOR NO KEY UPDATE"
+_OF_PAYMENTS: Final[LiteralString] = (
+    _TRANSFER + "WHERE t.payment_id = ANY (%(payment_ids)s) ORDER BY t.slot, t.signature"
+)
+# A receipt that went back has the entry that says so; the key is unique, so this is one look-up.
+_RETURNED: Final[LiteralString] = """
+    SELECT true FROM ledger_entries
+    WHERE idempotency_key = 'transfer_returned:' || %(signature)s || ':' || %(token_account)s
+"""
+# Books of the release before kept no modes apart, so the entry itself says which ones it is in.
+_BOOKS_OF: Final[LiteralString] = """
+    SELECT a.mode
+    FROM ledger_entries AS e
+    JOIN ledger_postings AS p ON p.entry_id = e.id
+    JOIN ledger_accounts AS a ON a.id = p.account_id
+    WHERE e.idempotency_key = 'transfer_suspended:' || %(signature)s || ':' || %(token_account)s
+    LIMIT 1
+"""
+_UNASSIGNED: Final[LiteralString] = (
+    _TRANSFER
+    + """
+    WHERE t.payment_id IS NULL AND t.commitment = 'finalized'
+      AND NOT EXISTS (
+          SELECT FROM ledger_entries AS e
+          WHERE e.idempotency_key
+                = 'transfer_returned:' || t.signature || ':' || t.token_account)
+"""
+)
+_UNASSIGNED_OLDER: Final[LiteralString] = (
+    _UNASSIGNED
+    + """
+      AND (%(signature)s::text IS NULL OR (t.slot, t.signature, t.token_account) < (
+          SELECT c.slot, c.signature, c.token_account FROM chain_transfers AS c
+          WHERE c.chain = %(chain)s AND c.signature = %(signature)s
+            AND c.token_account = %(token_account)s))
+    ORDER BY t.slot DESC, t.signature DESC, t.token_account DESC
+    LIMIT %(limit)s
+"""
+)
+_UNASSIGNED_NEWER: Final[LiteralString] = (
+    _UNASSIGNED
+    + """
+      AND (t.slot, t.signature, t.token_account) > (
+          SELECT c.slot, c.signature, c.token_account FROM chain_transfers AS c
+          WHERE c.chain = %(chain)s AND c.signature = %(signature)s
+            AND c.token_account = %(token_account)s)
+    ORDER BY t.slot, t.signature, t.token_account
+    LIMIT %(limit)s
+"""
+)
+_ASSIGN: Final[LiteralString] = (
+    """
+    UPDATE chain_transfers AS t SET payment_id = %(payment_id)s
+"""
+    + _ONE
+)
 _CURSOR: Final[LiteralString] = """
     SELECT signature, slot FROM chain_cursors
     WHERE chain = %(chain)s AND token_account = %(token_account)s
@@ -125,3 +196,53 @@ async def move_cursor(unit: Unit, token_account: str, to: Cursor) -> None:
             "slot": to.slot,
         },
     )
+
+
+async def get(unit: Unit, signature: str, token_account: str) -> Transfer:
+    """Return a receipt that is certain to be there."""
+    return await unit.one(Transfer, _GET, _key(signature, token_account))
+
+
+async def lock(unit: Unit, signature: str, token_account: str) -> Transfer | None:
+    """Return a receipt and keep others from assigning it until the unit of work ends."""
+    return await unit.maybe(Transfer, _LOCK, _key(signature, token_account))
+
+
+async def transfers_of(unit: Unit, payment_ids: Sequence[str]) -> list[Transfer]:
+    """Return the receipts of these payments, oldest first."""
+    return await unit.all(Transfer, _OF_PAYMENTS, {"payment_ids": list(payment_ids)})
+
+
+async def was_returned(unit: Unit, transfer: Transfer) -> bool:
+    """Say whether a receipt that named nobody went back to its sender."""
+    return bool(await unit.value(_RETURNED, _key(transfer.signature, transfer.token_account)))
+
+
+async def books_of(unit: Unit, transfer: Transfer) -> Mode:
+    """Return in whose books, test or live, a receipt that named nobody waits."""
+    mode: Mode = await unit.value(_BOOKS_OF, _key(transfer.signature, transfer.token_account))
+    return mode
+
+
+async def unassigned(
+    unit: Unit, *, cursor: tuple[str, str] | None, newer: bool, limit: int
+) -> list[Transfer]:
+    """Return up to `limit` finalized receipts of nobody next to the cursor, nearest first."""
+    signature, token_account = cursor or (None, None)
+    parameters = {
+        "chain": SOLANA,
+        "signature": signature,
+        "token_account": token_account,
+        "limit": limit,
+    }
+    return await unit.all(Transfer, _UNASSIGNED_NEWER if newer else _UNASSIGNED_OLDER, parameters)
+
+
+async def assign(unit: Unit, transfer: Transfer, payment_id: str) -> None:
+    """Make a receipt that named nobody a payment's."""
+    key = _key(transfer.signature, transfer.token_account)
+    await unit.run(_ASSIGN, {**key, "payment_id": payment_id})
+
+
+def _key(signature: str, token_account: str) -> dict[str, object]:
+    return {"chain": SOLANA, "signature": signature, "token_account": token_account}

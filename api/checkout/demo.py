@@ -41,10 +41,10 @@ async def new_order(request: Request) -> Response:
     if settings.demo_merchant_id is None:
         raise NotFound("GIOVANG_API_DEMO_MERCHANT_ID names no demo shop")
     rates = cast("Rates", request.app.state.rates)
-    rate = await rates.current(Asset(_ORDER.asset), VND)
+    quote = await rates.quote(Asset(_ORDER.asset), VND)
     identity = Identity("demo", settings.demo_merchant_id, request_id_of(request))
     async with database_of(request).unit_of_work(identity) as unit:
-        payment = await payments.create(unit, _ORDER, mode="test", rate=rate, chain=settings)
+        payment = await payments.create(unit, _ORDER, mode="test", quote=quote, chain=settings)
     return RedirectResponse(f"/order/{payment.id}", status_code=303)
 
 

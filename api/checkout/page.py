@@ -7,6 +7,7 @@ English) and theme, and is allowed by its content security policy to do nothing 
 import base64
 import hashlib
 import io
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from typing import Final
@@ -14,11 +15,14 @@ from zoneinfo import ZoneInfo
 
 import segno
 
-from api.contract import PaymentStatus, is_final
-from api.payments.model import Payment, link_of
+from api.checkout.links import Purpose
+from api.contract import ExceptionOutcome, PaymentStatus, is_final
+from api.payments.model import Payment, due_minor, link_of
 from api.rates.model import decimal_string, rate_string
 
+# Money on its way is a matter of seconds, escrow one of days.
 _REFRESH_S: Final = 3
+_ESCROW_REFRESH_S: Final = 60
 
 WORDS: Final[dict[str, dict[str, str]]] = {
     "vi": {
@@ -29,12 +33,24 @@ WORDS: Final[dict[str, dict[str, str]]] = {
         "received": "Đã nhận",
         "reference": "Mã thanh toán",
         "demo": "Trả thử bằng ví demo",
+        "release": "Tôi đã nhận hàng, chuyển tiền cho cửa hàng",
+        "dispute": "Có vấn đề, hãy giữ tiền lại",
+        "release_question": "Chuyển {amount} ₫ cho {name}? Việc này không thể hoàn tác.",
+        "dispute_question": "Điều gì không đúng? Tiền được giữ lại đến khi có quyết định.",
+        "send": "Gửi",
+        "back": "Quay lại",
+        "release_due": "Tự động chuyển cho cửa hàng vào",
         "created": "Chờ thanh toán",
         "pending": "Chờ thanh toán",
         "confirming": "Đã thấy giao dịch, đang chờ mạng xác nhận",
         "completed": "Đã thanh toán. Cảm ơn bạn!",
         "expired": "Đã hết hạn. Đừng gửi tiền cho mã này nữa.",
         "failed": "Thanh toán không thành công",
+        "escrow_held": "Đã thanh toán. Tiền được giữ an toàn đến khi bạn nhận hàng.",
+        "awaiting_release": "Cửa hàng báo đã giao. Tiền đang chờ bạn xác nhận.",
+        "disputed": "Đang được xem xét. Tiền vẫn được giữ lại.",
+        "resolved": "Tranh chấp đã được giải quyết.",
+        "refunded": "Số tiền đó đã được gửi trả lại cho bạn.",
         "underpaid": "Số tiền nhận được chưa đủ. Vui lòng gửi phần còn thiếu: {due} {asset}.",
         "overpaid": "Bạn đã gửi nhiều hơn số tiền cần trả. Phần dư đang được giữ lại cho bạn.",
         "late": "Tiền đến sau khi hết hạn và đang được giữ lại. Hãy liên hệ cửa hàng.",
@@ -48,12 +64,24 @@ WORDS: Final[dict[str, dict[str, str]]] = {
         "received": "Received",
         "reference": "Payment",
         "demo": "Pay from the demo wallet",
+        "release": "I have what I paid for: pay the shop",
+        "dispute": "Something is wrong: keep the money back",
+        "release_question": "Pay {amount} ₫ to {name}? This cannot be undone.",
+        "dispute_question": "What is wrong? The money stays where it is until this is decided.",
+        "send": "Send",
+        "back": "Back",
+        "release_due": "Goes to the shop by itself on",
         "created": "Waiting for payment",
         "pending": "Waiting for payment",
         "confirming": "Transfer seen, waiting for the network to finalise it",
         "completed": "Paid. Thank you!",
         "expired": "Expired. Please send nothing to this code any more.",
         "failed": "The payment failed",
+        "escrow_held": "Paid. The money is kept safe until you have what you paid for.",
+        "awaiting_release": "The shop says it delivered. The money waits for your word.",
+        "disputed": "Under review. The money stays where it is.",
+        "resolved": "The dispute is resolved.",
+        "refunded": "That money was sent back to you.",
         "underpaid": "Not enough has arrived. Please send the missing {due} {asset}.",
         "overpaid": "You sent more than was due. The rest is kept for you.",
         "late": "Your money arrived after the end and is kept for you. Please ask the shop.",
@@ -81,6 +109,8 @@ a{color:var(--gold)}
 dl{display:grid;grid-template-columns:auto 1fr;gap:.25rem 1rem;text-align:left;font-size:.875rem;
 border-top:1px solid var(--line);padding-top:1rem}
 dd{margin:0;overflow-wrap:anywhere;text-align:right}
+.act{display:block;margin:.75rem 0}textarea{font:inherit;width:100%;min-height:6rem;padding:.5rem;
+border-radius:.75rem;border:1px solid var(--line);background:var(--paper);color:var(--ink)}
 button{font:inherit;font-weight:600;padding:.75rem 1.25rem;border-radius:.75rem;border:0;
 cursor:pointer;background:var(--gold);color:var(--paper)}
 """
@@ -112,12 +142,31 @@ def language(accepted: str) -> str:
     return min(weighted)[2] if weighted else "vi"
 
 
-def render(payment: Payment, *, merchant_name: str, timezone: str, lang: str, demo: bool) -> str:
-    """Return the page of a payment in a language; `demo` adds the button of the demo wallet."""
+def actions(payment: Payment) -> tuple[Purpose, ...]:
+    """Return what the payer may do about a payment whose money is in escrow."""
+    is_waiting = payment.status in {PaymentStatus.ESCROW_HELD, PaymentStatus.AWAITING_RELEASE}
+    return ("release", "dispute") if is_waiting else ()
+
+
+def render(
+    payment: Payment,
+    *,
+    merchant_name: str,
+    timezone: str,
+    lang: str,
+    demo: bool,
+    tokens: Mapping[Purpose, str] | None = None,
+) -> str:
+    """Return the page of a payment in a language.
+
+    `demo` adds the button of the demo wallet, `tokens` the links by which its payer acts.
+    """
     words = WORDS[lang]
     status = payment.status
-    moves = not is_final("payment", status)
-    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_S}">' if moves else ""
+    # An expired payment may still be accepted, but nobody waits before its page for that.
+    moves = not is_final("payment", status) and status != PaymentStatus.EXPIRED
+    refresh_s = _ESCROW_REFRESH_S if payment.settled_minor else _REFRESH_S
+    refresh = f'<meta http-equiv="refresh" content="{refresh_s}">' if moves else ""
     title = escape(words["title"].format(name=merchant_name))
     asset_amount = decimal_string(payment.asset_amount_minor, payment.asset)
     return (
@@ -130,15 +179,55 @@ def render(payment: Payment, *, merchant_name: str, timezone: str, lang: str, de
         f'<div class="status {status}" role="status" data-status="{status}">'
         f"{escape(words.get(status, status))}{_note(payment, words)}</div>"
         f"{_how_to_pay(payment, merchant_name, words, demo=demo)}"
+        f"{_what_to_do(payment, words, tokens or {})}"
         f"{_facts(payment, words, timezone)}"
         "</main></body></html>"
     )
 
 
+def render_question(
+    payment: Payment, purpose: Purpose, token: str, *, merchant_name: str, lang: str
+) -> str:
+    """Return the page that asks the payer to confirm; its button posts the token back."""
+    words = WORDS[lang]
+    title = escape(words["title"].format(name=merchant_name))
+    question = words[f"{purpose}_question"].format(
+        amount=_dong(payment.settled_minor, lang), name=merchant_name
+    )
+    reason = (
+        '<textarea name="reason" required maxlength="1000" autofocus></textarea>'
+        if purpose == "dispute"
+        else ""
+    )
+    label = words["send"] if purpose == "dispute" else words["release"]
+    return (
+        f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>"
+        f"<h1>{title}</h1>"
+        f'<form method="post" action="/order/{payment.id}/{purpose}">'
+        f"<p>{escape(question)}</p>{reason}"
+        f'<input type="hidden" name="token" value="{escape(token)}">'
+        f'<button class="act">{escape(label)}</button></form>'
+        f'<p class="hint"><a href="/order/{payment.id}">{escape(words["back"])}</a></p>'
+        "</main></body></html>"
+    )
+
+
+def _what_to_do(payment: Payment, words: dict[str, str], tokens: Mapping[Purpose, str]) -> str:
+    return "".join(
+        f'<p class="act"><a href="/order/{payment.id}/{purpose}?token={escape(token)}" '
+        f'data-action="{purpose}">{escape(words[purpose])}</a></p>'
+        for purpose, token in tokens.items()
+    )
+
+
 def _note(payment: Payment, words: dict[str, str]) -> str:
-    if payment.exception is None:
+    if payment.exception is None or payment.exception_outcome == ExceptionOutcome.ACCEPTED:
         return ""
-    due = max(payment.asset_amount_minor - payment.received_minor, 0)
+    if payment.exception_outcome is not None:
+        return f'<div class="note">{escape(words[payment.exception_outcome])}</div>'
+    due = max(due_minor(payment), 0)
     text = words[payment.exception].format(
         due=decimal_string(due, payment.asset), asset=payment.asset
     )
@@ -166,11 +255,13 @@ def _facts(payment: Payment, words: dict[str, str], timezone: str) -> str:
     received = decimal_string(payment.received_minor, payment.asset)
     until = _moment(payment.expires_at, timezone)
     rate = f"1 {payment.asset} = {rate_string(payment.rate)} ₫"
-    facts = (
+    facts = [
         (words["until"], f"{until} ({rate})"),
         (words["received"], f"{received} {payment.asset}"),
         (words["reference"], payment.id),
-    )
+    ]
+    if payment.status == PaymentStatus.AWAITING_RELEASE and payment.escrow_release_due_at:
+        facts.insert(1, (words["release_due"], _moment(payment.escrow_release_due_at, timezone)))
     return "<dl>" + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in facts) + "</dl>"
 
 

@@ -1,28 +1,137 @@
-"""Book entries and read balances, inside the caller's unit of work.
+"""Book entries, place holds and read balances, inside the caller's unit of work.
 
-`post_entry` either books the whole entry or raises; PostgreSQL holds the rules (sum zero, floors,
-immutability, one entry a key), so a defect here is refused at commit rather than believed.
+Each function does the whole or raises; PostgreSQL holds the rules (sum zero, floors, immutability,
+one entry a key, holds that agree with what they are for), so a defect here is refused at commit
+rather than believed. Entries are booked by the operator's and the watcher's roles alone.
+
+Lock order, everywhere: the subject's row (payment, refund, payout), its merchant's event counter,
+then accounts. Accounts are locked in the order of their paths until the unit of work ends.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
 from api.database import Unit, refused_by
-from api.errors import InsufficientBalance
+from api.errors import Conflict, FieldError, InsufficientBalance, InvalidRequest, NotFound
 from api.ledger import store
-from api.ledger.model import Balance, Entry
+from api.ledger.model import (
+    AccountKind,
+    Balance,
+    BookedEntry,
+    Entry,
+    Hold,
+    StatementLine,
+    TrialLine,
+)
+from api.security import Mode
 
 
-async def post_entry(unit: Unit, entry: Entry) -> str:
+async def post_entry(unit: Unit, entry: Entry, *, posts_hold: str | None = None) -> str:
     """Book a balanced entry and return its id; posted again under its key, it is booked once.
 
-    Accounts are locked in the order of their ids until the unit of work ends. Lock a payment before
-    booking for it, never after. Raises InsufficientBalance where an account would be overdrawn.
+    With `posts_hold`, the id of a pending hold, the entry ends that hold and must move exactly its
+    amount. Raises InsufficientBalance where an account would be overdrawn, Conflict where the hold
+    is not pending any more.
     """
+    with (
+        _within_balance(),
+        refused_by("ledger_holds_pending", Conflict("what was held is no longer held")),
+    ):
+        return await store.post(unit, entry, posts_hold)
+
+
+async def reverse_entry(unit: Unit, entry_id: str, *, key: str, reason: str) -> str:
+    """Undo an entry by its mirror image and return the reversal's id; once, under its key.
+
+    Raises NotFound, Conflict where it was reversed under another key, InsufficientBalance where
+    what it brought is spent.
+    """
+    await get_entry(unit, entry_id)
+    with (
+        _within_balance(),
+        refused_by("ledger_entries_reverses_id_key", Conflict("this entry is reversed already")),
+    ):
+        return await store.reverse(unit, entry_id, key=key, reason=reason)
+
+
+async def place_hold(unit: Unit, hold: Hold) -> str:
+    """Take an amount out of what is available and return the hold's id; once, under its key.
+
+    Raises InsufficientBalance where less is available. At commit the hold must agree with its
+    subject: see migration 130.
+    """
+    with _within_balance():
+        return await store.place_hold(unit, hold)
+
+
+async def pending_hold(unit: Unit, subject_id: str) -> str:
+    """Return the id of the pending hold of a payment, refund or payout, locked; raises Conflict."""
+    hold_id = await store.pending_hold(unit, subject_id)
+    if hold_id is None:
+        raise Conflict("nothing is held for it any more")
+    return hold_id
+
+
+async def void_hold(unit: Unit, subject_id: str) -> None:
+    """Give back what is held for a payment, refund or payout; raises Conflict where nothing is."""
+    if not await store.end_hold(unit, subject_id):
+        raise Conflict("nothing is held for it any more")
+
+
+async def balances(unit: Unit, mode: Mode, *, at: datetime | None = None) -> list[Balance]:
+    """Return the balances of the unit's merchant, one for each asset it ever held.
+
+    With `at` as they were then: every entry booked and hold standing at that moment.
+    """
+    if at is None:
+        return await store.balances(unit, mode)
+    return await store.balances_at(unit, mode, at)
+
+
+async def statement(
+    unit: Unit,
+    mode: Mode,
+    *,
+    kind: AccountKind,
+    asset: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    after: tuple[str, int] | None = None,
+    limit: int,
+) -> list[StatementLine]:
+    """Return up to `limit` lines of one of the merchant's accounts, oldest first.
+
+    Each line carries the balance after it. `after` is the entry id and seq of a line to go on
+    from; raises InvalidRequest where the account has no such line.
+    """
+    if after is not None and not await store.has_line(
+        unit, mode, kind=kind, asset=asset, line=after
+    ):
+        error = FieldError(detail="no line of this account", pointer="/query/starting_after")
+        raise InvalidRequest("1 field is not valid", errors=[error])
+    return await store.statement(
+        unit, mode, kind=kind, asset=asset, since=since, until=until, after=after, limit=limit
+    )
+
+
+async def get_entry(unit: Unit, entry_id: str) -> BookedEntry:
+    """Return an entry that the unit may see; raises NotFound."""
+    found = await store.get_entry(unit, entry_id)
+    if found is None:
+        raise NotFound("no entry has this id")
+    return found
+
+
+async def trial_balance(unit: Unit, mode: Mode) -> list[TrialLine]:
+    """Return what all accounts of a mode stand at, by asset and kind; each asset sums to zero."""
+    return await store.trial_balance(unit, mode)
+
+
+@contextmanager
+def _within_balance() -> Iterator[None]:
     with refused_by(
         "ledger_accounts_never_overdrawn",
         InsufficientBalance("ask for at most the available balance"),
     ):
-        return await store.post(unit, entry)
-
-
-async def balances(unit: Unit) -> list[Balance]:
-    """Return the balances of the unit's merchant, one for each asset it ever held."""
-    return await store.balances(unit)
+        yield

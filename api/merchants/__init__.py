@@ -1,1 +1,1 @@
-"""Merchants, their staff and their API keys."""
+"""Merchants and their settings."""

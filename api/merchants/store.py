@@ -1,88 +1,72 @@
-"""The SQL of merchants, staff and API keys."""
+"""The SQL of merchants."""
 
 from typing import Final, LiteralString
 
-from api.database import Database, Unit
-from api.merchants.model import KeyHolder, Merchant, StaffLogin
-from api.security import NewKey
+from api.database import Unit
+from api.merchants.model import Merchant
+from api.paging import Paging
 
-_AUTHENTICATE: Final[LiteralString] = "SELECT * FROM authenticate_api_key(%(key_hash)s)"
-_STAFF_FOR_LOGIN: Final[LiteralString] = "SELECT * FROM staff_for_login(%(email)s)"
-
-_PUT_MERCHANT: Final[LiteralString] = """
-    INSERT INTO merchants (id, name, trade, timezone, country, fee_bps)
-    VALUES (%(id)s, %(name)s, %(trade)s, %(timezone)s, %(country)s, %(fee_bps)s)
+_PUT: Final[LiteralString] = """
+    INSERT INTO merchants AS m
+        (id, name, trade, timezone, country, fee_bps, tolerance_bps, escrow_days)
+    VALUES (%(id)s, %(name)s, %(trade)s, %(timezone)s, %(country)s, %(fee_bps)s,
+            coalesce(%(tolerance_bps)s, 0), coalesce(%(escrow_days)s, 7))
     ON CONFLICT (id) DO UPDATE
-    SET name = EXCLUDED.name, trade = EXCLUDED.trade, timezone = EXCLUDED.timezone,
-        country = EXCLUDED.country, fee_bps = EXCLUDED.fee_bps
-    WHERE (merchants.name, merchants.trade, merchants.timezone, merchants.country,
-           merchants.fee_bps)
+    SET name = %(name)s, trade = %(trade)s, timezone = %(timezone)s, country = %(country)s,
+        fee_bps = %(fee_bps)s, tolerance_bps = coalesce(%(tolerance_bps)s, m.tolerance_bps),
+        escrow_days = coalesce(%(escrow_days)s, m.escrow_days)
+    WHERE (m.name, m.trade, m.timezone, m.country, m.fee_bps, m.tolerance_bps, m.escrow_days)
           IS DISTINCT FROM
-          (EXCLUDED.name, EXCLUDED.trade, EXCLUDED.timezone, EXCLUDED.country, EXCLUDED.fee_bps)
+          (%(name)s, %(trade)s, %(timezone)s, %(country)s, %(fee_bps)s,
+           coalesce(%(tolerance_bps)s, m.tolerance_bps), coalesce(%(escrow_days)s, m.escrow_days))
 """
-_GET_MERCHANT: Final[LiteralString] = """
-    SELECT id, name, trade, timezone, country, fee_bps, created_at, updated_at
+_CHANGE: Final[LiteralString] = """
+    UPDATE merchants AS m
+    SET name = coalesce(%(name)s, m.name), timezone = coalesce(%(timezone)s, m.timezone),
+        tolerance_bps = coalesce(%(tolerance_bps)s, m.tolerance_bps),
+        escrow_days = coalesce(%(escrow_days)s, m.escrow_days)
+    WHERE m.id = %(id)s
+      AND (m.name, m.timezone, m.tolerance_bps, m.escrow_days) IS DISTINCT FROM
+          (coalesce(%(name)s, m.name), coalesce(%(timezone)s, m.timezone),
+           coalesce(%(tolerance_bps)s, m.tolerance_bps), coalesce(%(escrow_days)s, m.escrow_days))
+"""
+_GET: Final[LiteralString] = """
+    SELECT id, name, trade, timezone, country, fee_bps, tolerance_bps, escrow_days, created_at,
+           updated_at
     FROM merchants
     WHERE id = %(id)s
 """
-_ADD_KEY: Final[LiteralString] = """
-    INSERT INTO api_keys (id, merchant_id, mode, key_prefix, key_hash, scopes)
-    VALUES (%(id)s, %(merchant_id)s, %(mode)s, %(key_prefix)s, %(key_hash)s, %(scopes)s)
+_PAGE: Final[LiteralString] = """
+    SELECT id, name, trade, timezone, country, fee_bps, tolerance_bps, escrow_days, created_at,
+           updated_at
+    FROM merchants
+    WHERE (%(cursor)s::text IS NULL
+           OR CASE WHEN %(newer)s THEN id > %(cursor)s ELSE id < %(cursor)s END)
+    ORDER BY CASE WHEN %(newer)s THEN id END, id DESC
+    LIMIT %(limit)s
 """
-_PUT_STAFF: Final[LiteralString] = """
-    INSERT INTO merchant_staff (id, merchant_id, email, password_hash, role)
-    VALUES (%(id)s, %(merchant_id)s, %(email)s, %(password_hash)s, %(role)s)
-    ON CONFLICT (email) DO UPDATE
-    SET password_hash = EXCLUDED.password_hash, role = EXCLUDED.role
-    RETURNING id
-"""
-
-
-async def key_holder(database: Database, key_hash: bytes) -> KeyHolder | None:
-    """Return who holds the key of this digest, unless it is unknown or revoked."""
-    return await database.look_up(KeyHolder, _AUTHENTICATE, {"key_hash": key_hash})
-
-
-async def staff_for_login(database: Database, email: str) -> StaffLogin | None:
-    """Return the person of this email address."""
-    return await database.look_up(StaffLogin, _STAFF_FOR_LOGIN, {"email": email})
 
 
 async def put(unit: Unit, merchant: dict[str, object]) -> None:
     """Create the merchant or change what differs; nothing is written where nothing does."""
-    await unit.run(_PUT_MERCHANT, {"id": unit.merchant_id, **merchant})
+    await unit.run(_PUT, {"id": unit.merchant_id, **merchant})
+
+
+async def change(unit: Unit, changes: dict[str, object]) -> None:
+    """Change what is given and differs; None leaves a setting as it is."""
+    await unit.run(_CHANGE, {"id": unit.merchant_id, **changes})
 
 
 async def get(unit: Unit) -> Merchant | None:
     """Return the unit's merchant."""
-    return await unit.maybe(Merchant, _GET_MERCHANT, {"id": unit.merchant_id})
+    return await unit.maybe(Merchant, _GET, {"id": unit.merchant_id})
 
 
-async def add_key(unit: Unit, *, key_id: str, mode: str, key: NewKey, scopes: list[str]) -> None:
-    """Keep the digest of a new key."""
-    await unit.run(
-        _ADD_KEY,
-        {
-            "id": key_id,
-            "merchant_id": unit.merchant_id,
-            "mode": mode,
-            "key_prefix": key.prefix,
-            "key_hash": key.digest,
-            "scopes": scopes,
-        },
-    )
-
-
-async def put_staff(unit: Unit, *, staff_id: str, email: str, password_hash: str, role: str) -> str:
-    """Create the person or set password and role; return the id."""
-    kept_id: str = await unit.value(
-        _PUT_STAFF,
-        {
-            "id": staff_id,
-            "merchant_id": unit.merchant_id,
-            "email": email,
-            "password_hash": password_hash,
-            "role": role,
-        },
-    )
-    return kept_id
+async def page(unit: Unit, *, paging: Paging) -> list[Merchant]:
+    """Return merchants, nearest the cursor first, and one more than the page holds."""
+    parameters = {
+        "cursor": paging.cursor,
+        "newer": paging.is_backward,
+        "limit": paging.limit + 1,
+    }
+    return await unit.all(Merchant, _PAGE, parameters)

@@ -1,21 +1,56 @@
-"""Payments and refunds as rows, as request bodies, and as the API shows them."""
+"""Payments, disputes and refunds as rows and as request bodies; how they look is in `views`."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
 from api.chain.solana_pay import pay_url
-from api.contract import Asset
+from api.contract import Asset, DisputeOutcome
 from api.database import ID_BODY
-from api.rates.model import decimal_string, rate_string
+from api.rates.model import decimal_string
+from api.security import Mode
 from api.web import Strict, Text
 
 PaymentId = Annotated[str, StringConstraints(pattern=f"^pay_{ID_BODY}$")]
+RefundId = Annotated[str, StringConstraints(pattern=f"^rfd_{ID_BODY}$")]
 # Thirteen digits fit numeric(15, 2) in the warehouse.
 DongAmount = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,12}$")]
+SomeDong = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,12})$")]
+AnyAmount = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,12})(\.[0-9]{1,6})?$")]
+Reason = Annotated[Text, StringConstraints(min_length=1, max_length=1000)]
+Description = Annotated[Text, StringConstraints(max_length=500)]
+OrderId = Annotated[Text, StringConstraints(max_length=100)]
+SolanaAddress = Annotated[str, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$")]
+SolanaSignature = Annotated[str, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{64,90}$")]
+AssetName = Literal["USDC", "USDT"]
+
+MOST_METADATA: Final = 50
+_Name = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
+_Value = Annotated[Text, StringConstraints(max_length=500)]
+_PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
+
+
+def _object_schema(value_type: str | list[str]) -> WithJsonSchema:
+    """Describe metadata: pydantic itself would say nothing of values under names it refuses."""
+    return WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MOST_METADATA,
+            "propertyNames": {"minLength": 1, "maxLength": 40, "pattern": _PLAIN},
+            "additionalProperties": {"type": value_type, "maxLength": 500, "pattern": _PLAIN},
+        }
+    )
+
+
+Metadata = Annotated[dict[_Name, _Value], Field(max_length=MOST_METADATA), _object_schema("string")]
+MetadataChange = Annotated[
+    dict[_Name, _Value | None],
+    Field(max_length=MOST_METADATA),
+    _object_schema(["string", "null"]),
+]
 
 DEFAULT_EXPIRY_S: Final = 15 * 60
 EXAMPLE_PAYMENT: Final[dict[str, JsonValue]] = {
@@ -27,6 +62,7 @@ EXAMPLE_PAYMENT: Final[dict[str, JsonValue]] = {
     "payer_country": "VN",
     "metadata": {"table": "7"},
     "expires_in_s": 900,
+    "escrow": False,
 }
 
 
@@ -37,35 +73,150 @@ class CreatePayment(Strict):
 
     amount: DongAmount = Field(description="Whole dong, as a string of digits")
     currency: Literal["VND"] = "VND"
-    asset: Literal["USDC", "USDT"] = Field(description="The token the payer pays in")
-    description: Annotated[Text, StringConstraints(max_length=500)] | None = None
-    order_id: Annotated[Text, StringConstraints(max_length=100)] | None = None
+    asset: AssetName = Field(description="The token the payer pays in")
+    description: Description | None = None
+    order_id: OrderId | None = None
     payer_country: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")] | None = None
-    metadata: dict[
-        Annotated[Text, StringConstraints(min_length=1, max_length=40)],
-        Annotated[Text, StringConstraints(max_length=500)],
-    ] = Field(default_factory=dict, max_length=50)
+    metadata: Metadata = Field(default_factory=dict)
     expires_in_s: int = Field(default=DEFAULT_EXPIRY_S, ge=5, le=86_400)
+    escrow: bool = Field(
+        default=False, description="Hold the money until the payer, or time, releases it"
+    )
+
+
+class ChangePayment(Strict):
+    """What of a payment may change later: your own words. What is absent stays, null removes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"order_id": "1043", "metadata": {"table": None}}]}
+    )
+
+    description: Description | None = None
+    order_id: OrderId | None = None
+    metadata: MetadataChange | None = None
+
+
+class OpenDispute(Strict):
+    """Why the money should not be released."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"reason": "the parcel arrived empty"}]}
+    )
+
+    reason: Reason
+
+
+class ResolveDispute(Strict):
+    """Who gets the escrowed money; `merchant_amount` is for a split, the rest is the payer's."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "outcome": "split",
+                    "merchant_amount": "1000000",
+                    "reason": "one of two lamps broke on the way",
+                }
+            ]
+        }
+    )
+
+    outcome: Literal["merchant", "payer", "split"]
+    merchant_amount: DongAmount | None = None
+    reason: Reason
+
+
+class AcceptMoney(Strict):
+    """Which of the tokens that wait to accept; needed only where two kinds wait."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"asset": "USDT"}]})
+
+    asset: AssetName | None = None
 
 
 class CreateRefund(Strict):
-    """How much of a payment goes back, and why."""
+    """How much goes back, from where, to whom, and why; without `amount` all that is left."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"amount": "50000", "reason": "one coffee too many"}]}
+        json_schema_extra={
+            "examples": [
+                {"amount": "50000", "reason": "one coffee too many"},
+                {"source": "excess"},
+                {"source": "suspense", "asset": "USDT"},
+            ]
+        }
     )
 
-    amount: DongAmount
+    amount: AnyAmount | None = Field(
+        default=None, description="In dong of the payment, in tokens of excess and suspense"
+    )
+    source: Literal["payment", "excess", "suspense"] = "payment"
+    asset: AssetName | None = Field(
+        default=None, description="Which token, where excess or suspense hold two kinds"
+    )
+    destination: SolanaAddress | None = Field(
+        default=None, description="A wallet; without it, the one the payer paid from"
+    )
     reason: Annotated[Text, StringConstraints(max_length=500)] | None = None
+
+
+class CompleteRefund(Strict):
+    """The chain transaction by which the tokens went back."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"signature": "5" * 88}]})
+
+    signature: SolanaSignature
+
+
+class FailRefund(Strict):
+    """Why the tokens will not go back."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"reason": "the payer's account is closed"}]}
+    )
+
+    reason: Reason
+
+
+class AssignTransfer(Strict):
+    """Whose money it is, and how that is known."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "payment_id": "pay_01jz8w5k6h7m9n0p2q3r4s5t6v",
+                    "reason": "sent from an exchange; amount and time match",
+                }
+            ]
+        }
+    )
+
+    payment_id: PaymentId
+    reason: Reason
+
+
+class ReturnTransfer(Strict):
+    """The chain transaction by which nobody's money went back to its sender."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"signature": "5" * 88, "reason": "sent by mistake"}]}
+    )
+
+    signature: SolanaSignature
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A payment's row."""
+    """A payment's row.
+
+    `settled_minor` is what the merchant was credited, fee included, or what escrow holds for it.
+    """
 
     id: str
     merchant_id: str
-    mode: str
+    mode: Mode
     status: str
     exception: str | None
     amount_minor: int
@@ -89,11 +240,46 @@ class Payment:
     expires_at: datetime
     status_at: datetime
     completed_at: datetime | None
+    # What rows of events written by release 0.1 lack has a default.
+    rate_mid: Decimal | None = None
+    settled_minor: int = 0
+    exception_outcome: str | None = None
+    is_escrow: bool = False
+    escrow_release_due_at: datetime | None = None
+    escrow_released_at: datetime | None = None
+    escrow_released_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a merchant agreed to, as it stands when a payment settles."""
+
+    merchant_name: str
+    fee_bps: int
+    tolerance_bps: int
+    escrow_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """A dispute's row."""
+
+    id: str
+    merchant_id: str
+    payment_id: str
+    opened_by: str
+    reason: str
+    opened_at: datetime
+    outcome: str | None
+    merchant_minor: int | None
+    resolved_by: str | None
+    resolution_reason: str | None
+    resolved_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """A refund's row; the amount is in the payment's currency."""
+    """A refund's row; the amount is in `asset`, what is sent is `token_amount_minor` of `token`."""
 
     id: str
     merchant_id: str
@@ -102,71 +288,24 @@ class Refund:
     amount_minor: int
     asset: str
     reason: str | None
+    source: str
+    token: str
+    token_amount_minor: int
+    destination: str | None
+    signature: str | None
+    requested_by: str
+    failure_reason: str | None
     created_at: datetime
     status_at: datetime
 
 
-class RateView(BaseModel):
-    """The rate a payment is locked at, until its end."""
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Tokens the ledger keeps aside for a payment, less those already going back."""
 
-    value: str = Field(examples=["26150"])
-    source: str = Field(examples=["file"])
-    expires_at: datetime
-
-
-class PaymentView(BaseModel):
-    """A payment as the API shows it; amounts are decimal strings."""
-
-    object: Literal["payment"] = "payment"
-    id: str = Field(examples=["pay_01jz8w5k6h7m9n0p2q3r4s5t6v"])
-    merchant_id: str
-    mode: str
-    status: str = Field(examples=["created"])
-    exception: str | None
-    amount: str = Field(examples=["250000"])
-    currency: str
-    asset: str
-    asset_amount: str = Field(examples=["9.560230"])
-    received: str = Field(examples=["0.000000"])
-    rate: RateView
-    chain: str
-    recipient: str
-    mint: str
-    reference: str
-    pay_url: str
-    checkout_url: str
-    payer_address: str | None
-    payer_country: str | None
-    description: str | None
-    order_id: str | None
-    metadata: dict[str, str]
-    fee: str = Field(examples=["0"])
-    created_at: datetime
-    expires_at: datetime
-    status_at: datetime
-    completed_at: datetime | None
-
-
-class PaymentList(BaseModel):
-    """A page of payments, newest first; `has_more` in the direction asked for."""
-
-    object: Literal["list"] = "list"
-    data: list[PaymentView]
-    has_more: bool
-
-
-class RefundView(BaseModel):
-    """A refund as the API shows it."""
-
-    object: Literal["refund"] = "refund"
-    id: str
-    payment_id: str
-    status: str = Field(examples=["requested"])
-    amount: str = Field(examples=["50000"])
-    currency: str
-    reason: str | None
-    created_at: datetime
-    status_at: datetime
+    source: str
+    token: str
+    amount_minor: int
 
 
 def link_of(payment: Payment, merchant_name: str) -> str:
@@ -181,57 +320,23 @@ def link_of(payment: Payment, merchant_name: str) -> str:
     )
 
 
-def present(payment: Payment, *, merchant_name: str, public_url: str) -> PaymentView:
-    """Return a payment as the API shows it."""
-    return PaymentView(
-        id=payment.id,
-        merchant_id=payment.merchant_id,
-        mode=payment.mode,
-        status=payment.status,
-        exception=payment.exception,
-        amount=decimal_string(payment.amount_minor, payment.currency),
-        currency=payment.currency,
-        asset=payment.asset,
-        asset_amount=decimal_string(payment.asset_amount_minor, payment.asset),
-        received=decimal_string(payment.received_minor, payment.asset),
-        rate=RateView(
-            value=rate_string(payment.rate),
-            source=payment.rate_source,
-            expires_at=payment.expires_at,
-        ),
-        chain=payment.chain,
-        recipient=payment.recipient,
-        mint=payment.mint,
-        reference=payment.reference,
-        pay_url=link_of(payment, merchant_name),
-        checkout_url=f"{public_url}/order/{payment.id}",
-        payer_address=payment.payer_address,
-        payer_country=payment.payer_country,
-        description=payment.description,
-        order_id=payment.order_id,
-        metadata=payment.metadata,
-        fee=decimal_string(payment.fee_minor, payment.currency),
-        created_at=payment.created_at,
-        expires_at=payment.expires_at,
-        status_at=payment.status_at,
-        completed_at=payment.completed_at,
-    )
-
-
-def present_refund(refund: Refund) -> RefundView:
-    """Return a refund as the API shows it."""
-    return RefundView(
-        id=refund.id,
-        payment_id=refund.payment_id,
-        status=refund.status,
-        amount=decimal_string(refund.amount_minor, refund.asset),
-        currency=refund.asset,
-        reason=refund.reason,
-        created_at=refund.created_at,
-        status_at=refund.status_at,
-    )
+def due_minor(payment: Payment) -> int:
+    """Return the tokens still due: negative where too many came, and never more once settled."""
+    due = payment.asset_amount_minor - payment.received_minor
+    return min(due, 0) if payment.settled_minor else due
 
 
 def asset_of(payment: Payment) -> Asset:
     """Return the token a payment is paid in."""
     return Asset(payment.asset)
+
+
+def merchant_part(settled_minor: int, body: ResolveDispute) -> int | None:
+    """Return the merchant's part of what escrow holds, or None where the body makes no sense."""
+    named = None if body.merchant_amount is None else int(body.merchant_amount)
+    outcome = DisputeOutcome(body.outcome)
+    if outcome is DisputeOutcome.SPLIT:
+        return named if named is not None and named < settled_minor else None
+    if named is not None:
+        return None
+    return settled_minor if outcome is DisputeOutcome.MERCHANT else 0

@@ -1,159 +1,307 @@
-"""HTTP for payments and refunds."""
+"""HTTP for payments: create, read, list, change; deliver, dispute, accept."""
 
-from typing import Annotated, cast
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.contract import VND, Asset, PaymentStatus
+from api.chain import store as chain_store
+from api.contract import VND, Asset, PaymentException, PaymentStatus
 from api.database import Unit
-from api.errors import (
-    Conflict,
-    IdempotencyKeyInProgress,
-    IdempotencyKeyMissing,
-    IdempotencyKeyReused,
-    InsufficientBalance,
-    NotAuthenticated,
-    NotFound,
-    NotPermitted,
-    RateUnavailable,
-    RefundExceedsPayment,
-)
-from api.idempotency import Request as IdempotentRequest
+from api.errors import Conflict, NotFound, RateUnavailable
 from api.idempotency import request_digest
-from api.merchants.auth import holder_with, identity_of
-from api.merchants.model import KeyHolder
-from api.payments import refunds, service
+from api.paging import Paging, by_id
+from api.payments import (
+    admin_routes,
+    dispute_store,
+    escrow,
+    event_routes,
+    event_store,
+    exceptions,
+    refund_routes,
+    refund_store,
+    service,
+)
+from api.payments.events import MOST_OF_A_PAYMENT, present_event
 from api.payments.model import (
+    AcceptMoney,
+    AssetName,
+    ChangePayment,
     CreatePayment,
-    CreateRefund,
-    PaymentId,
+    OpenDispute,
+    OrderId,
+    Payment,
+)
+from api.payments.params import AUTH, ONCE, Disputer, Key, PaymentPath, Reader, Writer
+from api.payments.store import Filters
+from api.payments.views import (
+    ExpandedPayment,
+    Expansion,
     PaymentList,
     PaymentView,
-    RefundView,
     present,
+    present_dispute,
     present_refund,
+    present_transfer,
+    without,
 )
+from api.people.auth import identity_of, once
+from api.people.model import Caller
 from api.rates.service import Rates
-from api.settings import ApiSettings
-from api.web import answer_once, database_of, idempotency_key, json_answer, problems
+from api.web import answer_once, database_of, json_answer, operator_of, problems, settings_of
 
 router = APIRouter(prefix="/api/v1", tags=["payments"])
-Reader = Annotated[KeyHolder, Depends(holder_with("payments:read"))]
-Writer = Annotated[KeyHolder, Depends(holder_with("payments:write"))]
-Refunder = Annotated[KeyHolder, Depends(holder_with("refunds:write"))]
-Key = Annotated[str, Depends(idempotency_key)]
-PaymentPath = Annotated[PaymentId, Path(examples=["pay_01jz8w5k6h7m9n0p2q3r4s5t6v"])]
-
-_AUTH = (NotAuthenticated, NotPermitted)
-_ONCE = (IdempotencyKeyMissing, IdempotencyKeyInProgress, IdempotencyKeyReused)
+Page = Annotated[Paging, Depends(by_id("pay"))]
+Moment = Annotated[datetime | None, Query(examples=["2026-01-31T00:00:00+07:00"])]
 
 
-def _settings(request: Request) -> ApiSettings:
-    return cast("ApiSettings", request.app.state.settings)
+def _present(request: Request, caller: Caller, payment: Payment) -> PaymentView:
+    public_url = settings_of(request).public_url
+    return present(payment, merchant_name=caller.merchant_name, public_url=public_url)
+
+
+def _filters(
+    *,
+    status: Annotated[PaymentStatus | None, Query()] = None,
+    exception: Annotated[PaymentException | None, Query()] = None,
+    order_id: Annotated[OrderId | None, Query()] = None,
+    asset: Annotated[AssetName | None, Query()] = None,
+    escrow: Annotated[bool | None, Query()] = None,
+    created_gt: Moment = None,
+    created_gte: Moment = None,
+    created_lt: Moment = None,
+    created_lte: Moment = None,
+) -> Filters:
+    return Filters(
+        status=status,
+        exception=exception,
+        order_id=order_id,
+        asset=asset,
+        escrow=escrow,
+        created_gt=created_gt,
+        created_gte=created_gte,
+        created_lt=created_lt,
+        created_lte=created_lte,
+    )
 
 
 @router.post(
     "/payments",
     status_code=201,
     response_model=PaymentView,
-    responses=problems(*_AUTH, *_ONCE, RateUnavailable),
+    responses=problems(*AUTH, *ONCE, RateUnavailable),
     summary="Create a payment",
 )
 async def create_payment(
-    request: Request, body: CreatePayment, holder: Writer, key: Key
+    request: Request, body: CreatePayment, caller: Writer, key: Key
 ) -> Response:
     """Lock a quote and get what a payer needs: a Solana Pay link and a page to show it."""
-    settings = _settings(request)
 
     async def work(unit: Unit) -> PaymentView:
         rates = cast("Rates", request.app.state.rates)
         payment = await service.create(
             unit,
             body,
-            mode=holder.mode,
-            rate=await rates.current(Asset(body.asset), VND),
-            chain=settings,
+            mode=caller.mode,
+            quote=await rates.quote(Asset(body.asset), VND),
+            chain=settings_of(request),
         )
-        return present(payment, merchant_name=holder.merchant_name, public_url=settings.public_url)
+        return _present(request, caller, payment)
 
-    once = IdempotentRequest(key, request_digest("create payment", body.model_dump()))
-    identity = identity_of(request, holder)
-    return await answer_once(database_of(request), identity, once, work, status=201)
+    digest = request_digest("create payment", body.model_dump())
+    identity = identity_of(request, caller)
+    return await answer_once(
+        database_of(request), identity, once(caller, key, digest), work, status=201
+    )
 
 
 @router.get(
     "/payments/{payment_id}",
-    response_model=PaymentView,
-    responses=problems(*_AUTH, NotFound),
+    response_model=ExpandedPayment,
+    responses=problems(*AUTH, NotFound),
     summary="Read a payment",
 )
-async def get_payment(request: Request, payment_id: PaymentPath, holder: Reader) -> Response:
-    """Return a payment of yours as it stands."""
-    async with database_of(request).unit_of_work(identity_of(request, holder)) as unit:
-        payment = await service.get(unit, payment_id, mode=holder.mode)
-    view = present(
-        payment, merchant_name=holder.merchant_name, public_url=_settings(request).public_url
-    )
-    return json_answer(view.model_dump_json())
+async def get_payment(
+    request: Request,
+    payment_id: PaymentPath,
+    caller: Reader,
+    expand: Annotated[Sequence[Expansion], Query(alias="expand[]", max_length=4)] = (),
+) -> Response:
+    """Return a payment of yours as it stands, with the parts asked for by `expand[]`."""
+    async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
+        payment = await service.get(unit, payment_id, mode=caller.mode)
+        parts = await _parts(unit, request, caller, [payment_id], expand)
+    parts = await _with_transfers(request, caller, parts, expand)
+    view = _expanded(request, caller, payment, parts)
+    return json_answer(view.model_dump_json(exclude=without(expand)))
 
 
 @router.get(
     "/payments",
     response_model=PaymentList,
-    responses=problems(*_AUTH),
+    responses=problems(*AUTH),
     summary="List payments",
 )
 async def list_payments(
     *,
     request: Request,
-    holder: Reader,
-    limit: Annotated[int, Query(ge=1, le=service.MOST_PER_PAGE)] = 20,
-    starting_after: Annotated[PaymentId | None, Query()] = None,
-    ending_before: Annotated[PaymentId | None, Query()] = None,
-    status: Annotated[PaymentStatus | None, Query()] = None,
+    caller: Reader,
+    paging: Page,
+    filters: Annotated[Filters, Depends(_filters)],
+    expand: Annotated[
+        Sequence[Expansion],
+        Query(alias="expand[]", max_length=4, description="Events are with one payment only"),
+    ] = (),
 ) -> Response:
     """List your payments, newest first; page on with the id of the last one you got."""
-    async with database_of(request).unit_of_work(identity_of(request, holder)) as unit:
-        payments, has_more = await service.page(
-            unit,
-            mode=holder.mode,
-            status=status,
-            limit=limit,
-            starting_after=starting_after,
-            ending_before=ending_before,
-        )
-    public_url = _settings(request).public_url
+    shown = [part for part in expand if part != "events"]
+    async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
+        payments, has_more = await service.page(unit, paging, filters, mode=caller.mode)
+        ids = [payment.id for payment in payments]
+        parts = await _parts(unit, request, caller, ids, shown)
+    parts = await _with_transfers(request, caller, parts, shown)
     view = PaymentList(
-        data=[
-            present(payment, merchant_name=holder.merchant_name, public_url=public_url)
-            for payment in payments
-        ],
+        data=[_expanded(request, caller, payment, parts) for payment in payments],
         has_more=has_more,
     )
-    return json_answer(view.model_dump_json())
+    return json_answer(view.model_dump_json(exclude={"data": {"__all__": without(shown)}}))
+
+
+Parts = dict[str, dict[str, Any]]
+
+
+async def _parts(
+    unit: Unit, request: Request, caller: Caller, ids: list[str], expand: Sequence[str]
+) -> Parts:
+    """Return the parts asked for, of all these payments, by one statement for each part."""
+    parts: Parts = {payment_id: {} for payment_id in ids}
+    if "refunds" in expand:
+        _spread(parts, "refunds")
+        for refund in await refund_store.of_payments(unit, ids):
+            parts[refund.payment_id]["refunds"].append(present_refund(refund))
+    if "dispute" in expand:
+        for dispute in await dispute_store.of_payments(unit, ids):
+            parts[dispute.payment_id]["dispute"] = present_dispute(dispute)
+    if "events" in expand:
+        _spread(parts, "events")
+        public_url = settings_of(request).public_url
+        for event in await event_store.of_payments(unit, ids, limit=MOST_OF_A_PAYMENT):
+            view = present_event(event, merchant_name=caller.merchant_name, public_url=public_url)
+            parts[event.payment_id or ""]["events"].append(view)
+    return parts
+
+
+async def _with_transfers(
+    request: Request, caller: Caller, parts: Parts, expand: Sequence[str]
+) -> Parts:
+    """Add what came for these payments; receipts are the platform's, so the operator reads them."""
+    if "transfers" in expand:
+        _spread(parts, "transfers")
+        async with operator_of(request).unit_of_work(identity_of(request, caller)) as unit:
+            for transfer in await chain_store.transfers_of(unit, list(parts)):
+                shown = present_transfer(transfer, settings_of(request))
+                parts[transfer.payment_id or ""]["transfers"].append(shown)
+    return parts
+
+
+def _spread(parts: Parts, name: str) -> None:
+    for part in parts.values():
+        part[name] = []
+
+
+def _expanded(request: Request, caller: Caller, payment: Payment, parts: Parts) -> ExpandedPayment:
+    view = _present(request, caller, payment)
+    return ExpandedPayment.model_construct(**dict(view), **parts[payment.id])
+
+
+@router.patch(
+    "/payments/{payment_id}",
+    response_model=PaymentView,
+    responses=problems(*AUTH, NotFound),
+    summary="Change a payment's texts",
+)
+async def change_payment(
+    request: Request, payment_id: PaymentPath, body: ChangePayment, caller: Writer
+) -> Response:
+    """Change your own words about a payment. What is absent stays, `null` removes."""
+    async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
+        payment = await service.change(unit, payment_id, body, mode=caller.mode)
+    return json_answer(_present(request, caller, payment).model_dump_json())
 
 
 @router.post(
-    "/payments/{payment_id}/refunds",
-    status_code=201,
-    response_model=RefundView,
-    responses=problems(
-        *_AUTH, *_ONCE, NotFound, Conflict, RefundExceedsPayment, InsufficientBalance
-    ),
-    tags=["refunds"],
-    summary="Request a refund",
+    "/payments/{payment_id}/deliver",
+    response_model=PaymentView,
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict),
+    tags=["escrow"],
+    summary="Say that you delivered",
 )
-async def request_refund(
-    request: Request, payment_id: PaymentPath, body: CreateRefund, holder: Refunder, key: Key
+async def deliver(request: Request, payment_id: PaymentPath, caller: Writer, key: Key) -> Response:
+    """Start the days after which an escrow payment is released without its payer."""
+
+    async def work(unit: Unit) -> PaymentView:
+        payment = await escrow.deliver(unit, payment_id, mode=caller.mode)
+        return _present(request, caller, payment)
+
+    digest = request_digest("deliver", {"payment_id": payment_id})
+    identity = identity_of(request, caller)
+    return await answer_once(
+        database_of(request), identity, once(caller, key, digest), work, status=200
+    )
+
+
+@router.post(
+    "/payments/{payment_id}/dispute",
+    response_model=PaymentView,
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict),
+    tags=["escrow"],
+    summary="Dispute an escrow payment",
+)
+async def dispute(
+    request: Request, payment_id: PaymentPath, body: OpenDispute, caller: Disputer, key: Key
 ) -> Response:
-    """Reserve the whole or a part of a completed payment for its payer."""
+    """Stop the release of an escrow payment until an admin decides."""
 
-    async def work(unit: Unit) -> RefundView:
-        return present_refund(
-            await refunds.request_refund(unit, payment_id, body, mode=holder.mode)
+    async def work(unit: Unit) -> PaymentView:
+        payment = await escrow.dispute(
+            unit, payment_id, opened_by=caller.actor, reason=body.reason, mode=caller.mode
         )
+        return _present(request, caller, payment)
 
-    content = {"payment_id": payment_id, **body.model_dump()}
-    once = IdempotentRequest(key, request_digest("request refund", content))
-    identity = identity_of(request, holder)
-    return await answer_once(database_of(request), identity, once, work, status=201)
+    digest = request_digest("dispute", {"payment_id": payment_id, **body.model_dump()})
+    identity = identity_of(request, caller)
+    return await answer_once(
+        database_of(request), identity, once(caller, key, digest), work, status=200
+    )
+
+
+@router.post(
+    "/payments/{payment_id}/accept",
+    response_model=PaymentView,
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict, RateUnavailable),
+    tags=["exceptions"],
+    summary="Accept money that came otherwise",
+)
+async def accept(
+    request: Request, payment_id: PaymentPath, body: AcceptMoney, caller: Writer, key: Key
+) -> Response:
+    """Take what came too little, too late or in another token as the payment's money.
+
+    You are credited what it is worth at the current quote, at most the payment's amount.
+    """
+
+    async def work(unit: Unit) -> PaymentView:
+        rates = cast("Rates", request.app.state.rates)
+        payment = await exceptions.accept(unit, payment_id, body, mode=caller.mode, rates=rates)
+        return _present(request, caller, payment)
+
+    digest = request_digest("accept", {"payment_id": payment_id, **body.model_dump()})
+    identity = identity_of(request, caller)
+    return await answer_once(
+        operator_of(request), identity, once(caller, key, digest), work, status=200
+    )
+
+
+for more in (refund_routes, event_routes, admin_routes):
+    router.include_router(more.router)

@@ -1,4 +1,4 @@
-"""Create, show, list and read payments, each in the caller's unit of work."""
+"""Create, show, list, read and change payments, each in the caller's unit of work."""
 
 from datetime import timedelta
 
@@ -6,19 +6,19 @@ from api.chain.solana_pay import new_reference
 from api.contract import SOLANA, VND, Asset, PaymentStatus
 from api.database import Unit, new_id
 from api.errors import FieldError, InvalidRequest, NotFound
+from api.paging import Paging
 from api.payments import store
-from api.payments.model import CreatePayment, Payment
-from api.rates.model import Rate, token_amount_minor
+from api.payments.model import MOST_METADATA, ChangePayment, CreatePayment, Payment
+from api.payments.store import Filters
+from api.rates.model import Quote, token_amount_minor
+from api.security import Mode
 from api.settings import ChainSettings
-
-MOST_PER_PAGE = 100
-_AFTER_EVERY_ID = "pay_" + "z" * 27
 
 
 async def create(
-    unit: Unit, body: CreatePayment, *, mode: str, rate: Rate, chain: ChainSettings
+    unit: Unit, body: CreatePayment, *, mode: Mode, quote: Quote, chain: ChainSettings
 ) -> Payment:
-    """Create a payment at the rate given, which is locked until the payment expires.
+    """Create a payment at the quote given, which is locked until the payment expires.
 
     The row, its event and its audit row commit together with the unit of work.
     """
@@ -34,10 +34,11 @@ async def create(
         amount_minor=amount_minor,
         currency=VND,
         asset=asset,
-        asset_amount_minor=token_amount_minor(amount_minor, VND, asset, rate.value),
+        asset_amount_minor=token_amount_minor(amount_minor, VND, asset, quote.value),
         received_minor=0,
-        rate=rate.value,
-        rate_source=rate.source,
+        rate=quote.value,
+        rate_mid=quote.mid,
+        rate_source=quote.source,
         chain=SOLANA,
         recipient=chain.collection_wallet,
         mint=chain.mint(asset),
@@ -52,6 +53,7 @@ async def create(
         expires_at=created_at + timedelta(seconds=body.expires_in_s),
         status_at=created_at,
         completed_at=None,
+        is_escrow=body.escrow,
     )
     await store.add(unit, payment)
     return payment
@@ -59,40 +61,33 @@ async def create(
 
 async def get(unit: Unit, payment_id: str, *, mode: str | None = None) -> Payment:
     """Return a payment; raises NotFound, also for another merchant's or the other mode's."""
-    payment = await store.get(unit, payment_id)
+    return _of_mode(await store.get(unit, payment_id), mode)
+
+
+async def lock(unit: Unit, payment_id: str, *, mode: str | None = None) -> Payment:
+    """Return a payment that nobody else changes until the unit of work ends; raises NotFound."""
+    return _of_mode(await store.lock(unit, payment_id), mode)
+
+
+def _of_mode(payment: Payment | None, mode: str | None) -> Payment:
     if payment is None or (mode is not None and payment.mode != mode):
         raise NotFound("no payment has this id")
     return payment
 
 
 async def page(
-    unit: Unit,
-    *,
-    mode: str,
-    status: PaymentStatus | None,
-    limit: int,
-    starting_after: str | None,
-    ending_before: str | None,
+    unit: Unit, paging: Paging, filters: Filters, *, mode: str
 ) -> tuple[list[Payment], bool]:
-    """Return a page of payments, newest first, and whether more follow in the direction asked.
-
-    `starting_after` goes to older payments, `ending_before` to newer ones.
-    """
-    if starting_after is not None and ending_before is not None:
-        raise InvalidRequest(
-            "a page has one direction",
-            errors=[FieldError(detail="not with starting_after", pointer="/query/ending_before")],
-        )
+    """Return a page of payments, newest first, and whether more follow in the direction asked."""
     found = await store.page(
         unit,
         mode=mode,
-        status=status,
-        cursor=ending_before or starting_after or _AFTER_EVERY_ID,
-        newer=ending_before is not None,
-        limit=limit + 1,
+        filters=filters,
+        cursor=paging.cursor,
+        newer=paging.is_backward,
+        limit=paging.limit + 1,
     )
-    payments, has_more = found[:limit], len(found) > limit
-    return (payments[::-1] if ending_before is not None else payments), has_more
+    return paging.cut(found)
 
 
 async def show(unit: Unit, payment: Payment) -> Payment:
@@ -101,3 +96,30 @@ async def show(unit: Unit, payment: Payment) -> Payment:
         return payment
     await store.move(unit, payment.id, was=PaymentStatus.CREATED, status=PaymentStatus.PENDING)
     return await get(unit, payment.id)
+
+
+async def change(unit: Unit, payment_id: str, body: ChangePayment, *, mode: str) -> Payment:
+    """Change the merchant's own words about a payment: what is absent stays, null removes.
+
+    Raises NotFound, InvalidRequest where the metadata would have too many names.
+    """
+    payment = await lock(unit, payment_id, mode=mode)
+    named = body.model_fields_set
+    metadata = dict(payment.metadata)
+    if "metadata" in named:
+        metadata = {} if body.metadata is None else {**metadata, **body.metadata}
+        metadata = {name: value for name, value in metadata.items() if value is not None}
+    if len(metadata) > MOST_METADATA:
+        error = FieldError(detail=f"at most {MOST_METADATA} names", pointer="/metadata")
+        raise InvalidRequest("1 field is not valid", errors=[error])
+    description = body.description if "description" in named else payment.description
+    order_id = body.order_id if "order_id" in named else payment.order_id
+    if (description, order_id, metadata) != (
+        payment.description,
+        payment.order_id,
+        payment.metadata,
+    ):
+        await store.change(
+            unit, payment.id, description=description, order_id=order_id, metadata=metadata
+        )
+    return await get(unit, payment_id)

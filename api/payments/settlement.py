@@ -10,31 +10,37 @@ Every finalized receipt is booked in full, whatever it does to its payment:
 | other token than asked for           | exception wrong_asset       | suspense               |
 | after the payment's end              | expired, exception late     | suspense               |
 | not yet enough                       | pending, exception underpaid| suspense               |
-| enough                               | completed                   | liquidity, then shop   |
-| more than enough, or once completed  | completed, overpaid         | the rest: payer_excess |
+| enough, or short within tolerance    | completed, or escrow_held   | liquidity, then shop   |
+| more than enough, or once settled    | as it was, overpaid         | the rest: payer_excess |
 
-Lock order, here as everywhere: payment, then its merchant's event counter, then accounts.
+In escrow the shop's part waits in `escrow_liability_pool`, whole and under a hold, until it is
+released. Lock order, here as everywhere: payment, its merchant's event counter, then accounts.
 """
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Final
 
 from api.chain import store as chain_store
 from api.chain.model import KnownTransfer, Receipt
-from api.contract import PaymentException, PaymentStatus
+from api.contract import Asset, PaymentException, PaymentStatus
 from api.database import Unit
-from api.ledger.model import AccountKind, Entry, EntryKind, Leg
-from api.ledger.service import post_entry
+from api.ledger.model import AccountKind, Entry, EntryKind, Hold, Leg
+from api.ledger.service import place_hold, post_entry
 from api.payments import store
-from api.payments.model import Payment
+from api.payments.model import Payment, Terms, asset_of
+from api.rates.model import WHOLE_BPS, convert, worth_minor
+from api.security import Mode
 
-_WALK = (
-    PaymentStatus.CREATED,
-    PaymentStatus.PENDING,
-    PaymentStatus.CONFIRMING,
-    PaymentStatus.COMPLETED,
-)
-_OPEN = frozenset(_WALK[:3])
+# Money that names no payment is in the books of the live house until somebody says whose it is.
+NOBODYS_MODE: Final[Mode] = "live"
+
+_TO_CONFIRMING = (PaymentStatus.CREATED, PaymentStatus.PENDING, PaymentStatus.CONFIRMING)
+_WALK = (*_TO_CONFIRMING, PaymentStatus.COMPLETED)
+_ESCROW_WALK = (*_TO_CONFIRMING, PaymentStatus.ESCROW_HELD)
+_OPEN = frozenset(_TO_CONFIRMING)
+_CLOSED = frozenset({PaymentStatus.EXPIRED, PaymentStatus.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Decision:
 
     Of the receipt, `to_payment_minor` completes it together with `held_minor` received before,
     `to_excess_minor` is the payer's, `to_suspense_minor` waits; they sum to the receipt.
+    `settled_minor` is what the shop is credited for it in the payment's currency, fee included.
     """
 
     path: tuple[PaymentStatus, ...]
@@ -52,9 +59,12 @@ class Decision:
     to_excess_minor: int = 0
     to_suspense_minor: int = 0
     held_minor: int = 0
+    settled_minor: int = 0
 
 
-def decide(payment: Payment, receipt: Receipt, *, held_minor: int, grace_s: int) -> Decision:
+def decide(
+    payment: Payment, receipt: Receipt, *, held_minor: int, grace_s: int, tolerance_bps: int = 0
+) -> Decision:
     """Decide what a finalized receipt makes of the payment that it names.
 
     `held_minor` is what earlier receipts, too small together, left in suspense for this payment. A
@@ -71,14 +81,14 @@ def decide(payment: Payment, receipt: Receipt, *, held_minor: int, grace_s: int)
             received_minor=payment.received_minor,
             to_suspense_minor=amount,
         )
-    if status is PaymentStatus.COMPLETED:
+    if status not in _OPEN and status not in _CLOSED:
         return Decision(
             path=(),
             exception=PaymentException.OVERPAID,
             received_minor=received,
             to_excess_minor=amount,
         )
-    if status not in _OPEN or _is_late(payment.expires_at, receipt.block_time, grace_s):
+    if status in _CLOSED or _is_late(payment.expires_at, receipt.block_time, grace_s):
         over = status in {PaymentStatus.CREATED, PaymentStatus.PENDING}
         return Decision(
             path=(PaymentStatus.EXPIRED,) if over else (),
@@ -86,8 +96,8 @@ def decide(payment: Payment, receipt: Receipt, *, held_minor: int, grace_s: int)
             received_minor=payment.received_minor,
             to_suspense_minor=amount,
         )
-    missing = payment.asset_amount_minor - held_minor
-    if amount < missing:
+    settled = settles_for(payment, held_minor + amount, tolerance_bps)
+    if settled == 0:
         # A confirming payment stays so: what was seen but is not final yet may still cover it.
         return Decision(
             path=walk(status, PaymentStatus.PENDING),
@@ -95,15 +105,28 @@ def decide(payment: Payment, receipt: Receipt, *, held_minor: int, grace_s: int)
             received_minor=received,
             to_suspense_minor=amount,
         )
-    excess = amount - missing
+    excess = max(held_minor + amount - payment.asset_amount_minor, 0)
     return Decision(
-        path=walk(status, PaymentStatus.COMPLETED),
+        path=walk(status, settled_status(payment)),
         exception=PaymentException.OVERPAID if excess else _still_open(payment),
         received_minor=received,
-        to_payment_minor=missing,
+        to_payment_minor=amount - excess,
         to_excess_minor=excess,
         held_minor=held_minor,
+        settled_minor=settled,
     )
+
+
+def settles_for(payment: Payment, token_minor: int, tolerance_bps: int) -> int:
+    """Return what tokens in time settle a payment for: its amount, or 0 where it stays unpaid.
+
+    Short by no more than the merchant's tolerance, they settle it for what they are worth.
+    """
+    if token_minor >= payment.asset_amount_minor:
+        return payment.amount_minor
+    if token_minor * WHOLE_BPS < payment.asset_amount_minor * (WHOLE_BPS - tolerance_bps):
+        return 0
+    return worth_minor(token_minor, payment.currency, asset_of(payment), payment.rate)
 
 
 def _still_open(payment: Payment) -> PaymentException | None:
@@ -112,14 +135,20 @@ def _still_open(payment: Payment) -> PaymentException | None:
     return PaymentException(payment.exception) if payment.exception in unsettled else None
 
 
+def settled_status(payment: Payment) -> PaymentStatus:
+    """Return where a payment goes once its money is there."""
+    return PaymentStatus.ESCROW_HELD if payment.is_escrow else PaymentStatus.COMPLETED
+
+
 def walk(status: PaymentStatus, to: PaymentStatus) -> tuple[PaymentStatus, ...]:
     """Return the statuses to pass through from `status` up to `to`; none where it is reached."""
-    return _WALK[_WALK.index(status) + 1 : _WALK.index(to) + 1]
+    way = _ESCROW_WALK if to is PaymentStatus.ESCROW_HELD else _WALK
+    return way[way.index(status) + 1 : way.index(to) + 1]
 
 
 def fee_minor(amount_minor: int, fee_bps: int) -> int:
     """Return the fee on an amount, rounded down to the merchant's advantage."""
-    return amount_minor * fee_bps // 10_000
+    return amount_minor * fee_bps // WHOLE_BPS
 
 
 def _is_late(expires_at: datetime, block_time: datetime | None, grace_s: int) -> bool:
@@ -137,36 +166,57 @@ async def settle(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
     if payment is None:
         await post_entry(unit, _suspended(receipt, None, receipt.amount_minor))
         return None
-    held_minor = payment.received_minor if payment.status in _OPEN else 0
-    decision = decide(payment, receipt, held_minor=held_minor, grace_s=grace_s)
-    completes = decision.to_payment_minor > 0
-    fee = 0
-    if completes:
-        bps = await store.fee_bps(unit, payment.merchant_id)
-        fee = fee_minor(payment.amount_minor, bps)
-    await _apply(unit, payment, receipt, decision, fee=fee if completes else payment.fee_minor)
-    for entry in entries(payment, receipt, decision, fee=fee):
-        await post_entry(unit, entry)
+    await take(unit, payment, receipt, grace_s=grace_s)
     return payment.id
 
 
-async def _apply(
-    unit: Unit, payment: Payment, receipt: Receipt, decision: Decision, *, fee: int
-) -> None:
-    """Walk the payment along the path; the last change carries what was received."""
-    was = payment.status
-    for status in decision.path[:-1]:
-        await store.move(unit, payment.id, was=was, status=status)
-        was = status
+async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) -> None:
+    """Book a finalized receipt as this payment's, which the unit of work has locked.
+
+    The caller makes sure that it does so once.
+    """
+    terms = await store.terms(unit, payment.merchant_id)
+    decision = decide(
+        payment,
+        receipt,
+        held_minor=payment.received_minor if payment.status in _OPEN else 0,
+        grace_s=grace_s,
+        tolerance_bps=terms.tolerance_bps,
+    )
+    settles = decision.settled_minor > 0
+    fee = fee_now(payment, decision.settled_minor, terms)
+    last = await walk_along(unit, payment, decision.path)
     await store.receive(
         unit,
         payment.id,
-        status=decision.path[-1] if decision.path else payment.status,
+        status=last,
         exception=decision.exception,
         received_minor=decision.received_minor,
-        payer_address=receipt.payer_address,
-        fee_minor=fee,
+        payer_address=receipt.payer_address or None,
+        settled_minor=decision.settled_minor if settles else payment.settled_minor,
+        fee_minor=fee if settles else payment.fee_minor,
     )
+    for entry in entries(payment, receipt, decision, fee=fee):
+        await post_entry(unit, entry)
+    if settles and payment.is_escrow:
+        await place_hold(unit, escrow_hold(payment, decision.settled_minor))
+
+
+def fee_now(payment: Payment, settled_minor: int, terms: Terms) -> int:
+    """Return the fee taken on settling: all of it, or in escrow none before the release."""
+    return 0 if payment.is_escrow else fee_minor(settled_minor, terms.fee_bps)
+
+
+async def walk_along(unit: Unit, payment: Payment, path: tuple[PaymentStatus, ...]) -> str:
+    """Make every step of the path but the last, and return that last status for the caller to set.
+
+    So the last change can carry what was received. Without a path that is the status it has.
+    """
+    was = payment.status
+    for status in path[:-1]:
+        await store.move(unit, payment.id, was=was, status=status)
+        was = status
+    return path[-1] if path else payment.status
 
 
 def entries(payment: Payment, receipt: Receipt, decision: Decision, *, fee: int) -> list[Entry]:
@@ -174,26 +224,17 @@ def entries(payment: Payment, receipt: Receipt, decision: Decision, *, fee: int)
     token, merchant_id = receipt.account.asset.value, payment.merchant_id
     booked: list[Entry] = []
     if decision.to_payment_minor:
-        shop_gets = payment.amount_minor - fee
-        legs = [
-            Leg(AccountKind.CRYPTO_POOL, token, decision.to_payment_minor),
-            Leg(AccountKind.LIQUIDITY, token, -(decision.to_payment_minor + decision.held_minor)),
-            Leg(AccountKind.LIQUIDITY, payment.currency, payment.amount_minor),
-        ]
+        came = [Leg(AccountKind.CRYPTO_POOL, token, decision.to_payment_minor)]
         if decision.held_minor:
-            legs.insert(1, Leg(AccountKind.SUSPENSE, token, decision.held_minor))
-        if shop_gets:
-            available = AccountKind.MERCHANT_AVAILABLE
-            legs.append(Leg(available, payment.currency, -shop_gets, merchant_id))
-        if fee:
-            legs.append(Leg(AccountKind.FEE_REVENUE, payment.currency, -fee))
+            came.append(Leg(AccountKind.SUSPENSE, token, decision.held_minor))
         booked.append(
-            Entry(
-                kind=EntryKind.PAYMENT_COMPLETED,
-                key=f"payment_completed:{payment.id}",
-                merchant_id=merchant_id,
-                payment_id=payment.id,
-                legs=tuple(legs),
+            settled_entry(
+                payment,
+                came,
+                settled_minor=decision.settled_minor,
+                fee=fee,
+                mid=payment.rate_mid or payment.rate,
+                quoted=payment.rate,
                 description=receipt.signature,
             )
         )
@@ -201,7 +242,8 @@ def entries(payment: Payment, receipt: Receipt, decision: Decision, *, fee: int)
         booked.append(
             Entry(
                 kind=EntryKind.PAYMENT_OVERPAID,
-                key=f"payment_overpaid:{_receipt_key(receipt)}",
+                key=f"payment_overpaid:{receipt.key}",
+                mode=payment.mode,
                 merchant_id=merchant_id,
                 payment_id=payment.id,
                 legs=(
@@ -216,11 +258,66 @@ def entries(payment: Payment, receipt: Receipt, decision: Decision, *, fee: int)
     return booked
 
 
+def settled_entry(
+    payment: Payment,
+    came: list[Leg],
+    *,
+    settled_minor: int,
+    fee: int,
+    mid: Decimal,
+    quoted: Decimal,
+    description: str,
+) -> Entry:
+    """Return the entry that turns tokens into the shop's dong, or into what escrow owes it.
+
+    `came` are the legs, all of one token, that bring the tokens; the desk takes their sum and pays
+    what it is worth at mid: the shop and the fee, what the spread keeps, and what rounding leaves.
+    """
+    token, currency, merchant_id = Asset(came[0].asset), payment.currency, payment.merchant_id
+    taken = sum(leg.amount_minor for leg in came)
+    parts = convert(taken, settled_minor, currency=currency, asset=token, mid=mid, quoted=quoted)
+    kind, shop = EntryKind.PAYMENT_COMPLETED, AccountKind.MERCHANT_AVAILABLE
+    if payment.is_escrow:
+        kind, shop = EntryKind.ESCROW_HELD, AccountKind.ESCROW_LIABILITY_POOL
+    legs = [
+        *came,
+        Leg(AccountKind.LIQUIDITY, token.value, -taken),
+        Leg(AccountKind.LIQUIDITY, currency, parts.value_minor),
+        Leg(shop, currency, fee - settled_minor, merchant_id),
+        Leg(AccountKind.FEE_REVENUE, currency, -fee),
+        Leg(AccountKind.SPREAD_REVENUE, currency, -parts.spread_minor),
+        Leg(AccountKind.ROUNDING, currency, -parts.rounding_minor),
+    ]
+    return Entry(
+        kind=kind,
+        key=f"{kind.value}:{payment.id}",
+        mode=payment.mode,
+        merchant_id=merchant_id,
+        payment_id=payment.id,
+        legs=tuple(leg for leg in legs if leg.amount_minor),
+        description=description,
+    )
+
+
+def escrow_hold(payment: Payment, settled_minor: int) -> Hold:
+    """Return the hold under which an escrow payment's money waits for its release."""
+    return Hold(
+        key=f"escrow:{payment.id}",
+        mode=payment.mode,
+        kind=AccountKind.ESCROW_LIABILITY_POOL,
+        asset=payment.currency,
+        amount_minor=settled_minor,
+        merchant_id=payment.merchant_id,
+        payment_id=payment.id,
+    )
+
+
 def _suspended(receipt: Receipt, payment: Payment | None, amount_minor: int) -> Entry:
     token = receipt.account.asset.value
     return Entry(
         kind=EntryKind.TRANSFER_SUSPENDED,
-        key=f"transfer_suspended:{_receipt_key(receipt)}",
+        key=f"transfer_suspended:{receipt.key}",
+        mode=NOBODYS_MODE if payment is None else payment.mode,
         merchant_id=None if payment is None else payment.merchant_id,
         payment_id=None if payment is None else payment.id,
         legs=(
@@ -229,10 +326,6 @@ def _suspended(receipt: Receipt, payment: Payment | None, amount_minor: int) -> 
         ),
         description=receipt.signature,
     )
-
-
-def _receipt_key(receipt: Receipt) -> str:
-    return f"{receipt.signature}:{receipt.account.address}"
 
 
 async def see(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
@@ -248,8 +341,7 @@ async def see(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
     late = _is_late(payment.expires_at, receipt.block_time, grace_s)
     if late or receipt.account.asset != payment.asset:
         return payment.id
-    seen_minor = await chain_store.seen_minor(unit, payment_id=payment.id, mint=payment.mint)
-    covered = seen_minor >= payment.asset_amount_minor
+    covered = await _is_covered(unit, payment)
     to = PaymentStatus.CONFIRMING if covered else PaymentStatus.PENDING
     was = PaymentStatus(payment.status)
     for status in walk(was, to):
@@ -271,11 +363,17 @@ async def vanish(unit: Unit, transfer: KnownTransfer) -> None:
         return
     if payment is None or payment.status != PaymentStatus.CONFIRMING:
         return
-    seen_minor = await chain_store.seen_minor(unit, payment_id=payment.id, mint=payment.mint)
-    if seen_minor < payment.asset_amount_minor:
+    if not await _is_covered(unit, payment):
         await store.move(
             unit, payment.id, was=PaymentStatus.CONFIRMING, status=PaymentStatus.PENDING
         )
+
+
+async def _is_covered(unit: Unit, payment: Payment) -> bool:
+    """Say whether what is on its way, with what arrived, would settle the payment."""
+    seen_minor = await chain_store.seen_minor(unit, payment_id=payment.id, mint=payment.mint)
+    terms = await store.terms(unit, payment.merchant_id)
+    return settles_for(payment, seen_minor, terms.tolerance_bps) > 0
 
 
 async def _named_payment(unit: Unit, receipt: Receipt) -> Payment | None:

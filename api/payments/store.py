@@ -1,27 +1,29 @@
-"""The SQL of payments and refunds. Row-level security limits every statement to its tenant."""
+"""The SQL of payments. Row-level security limits every statement to its tenant."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, LiteralString
 
 from psycopg.types.json import Jsonb
 
 from api.database import Unit
-from api.payments.model import Payment, Refund
+from api.payments.model import Payment, Terms, Waiting
 
 _COLUMNS: Final[LiteralString] = (
     "id, merchant_id, mode, status, exception, amount_minor, currency, asset, asset_amount_minor,"
     " received_minor, rate, rate_source, chain, recipient, mint, reference, payer_address,"
     " payer_country, description, order_id, metadata, fee_minor, created_at, expires_at, status_at,"
-    " completed_at"
+    " completed_at, rate_mid, settled_minor, exception_outcome, is_escrow, escrow_release_due_at,"
+    " escrow_released_at, escrow_released_by"
 )
 _ADD: Final[LiteralString] = """
     INSERT INTO payments (id, merchant_id, mode, amount_minor, currency, asset, asset_amount_minor,
-                          rate, rate_source, chain, recipient, mint, reference, payer_country,
-                          description, order_id, metadata, expires_at)
+                          rate, rate_mid, rate_source, chain, recipient, mint, reference,
+                          payer_country, description, order_id, metadata, expires_at, is_escrow)
     VALUES (%(id)s, %(merchant_id)s, %(mode)s, %(amount_minor)s, %(currency)s, %(asset)s,
-            %(asset_amount_minor)s, %(rate)s, %(rate_source)s, %(chain)s, %(recipient)s, %(mint)s,
-            %(reference)s, %(payer_country)s, %(description)s, %(order_id)s, %(metadata)s,
-            %(expires_at)s)
+            %(asset_amount_minor)s, %(rate)s, %(rate_mid)s, %(rate_source)s, %(chain)s,
+            %(recipient)s, %(mint)s, %(reference)s, %(payer_country)s, %(description)s,
+            %(order_id)s, %(metadata)s, %(expires_at)s, %(is_escrow)s)
 """
 
 
@@ -36,27 +38,78 @@ _LOCK_REFERENCED: Final[LiteralString] = _select("""
     ORDER BY id
     FOR NO KEY UPDATE
 """)
+_FILTERS: Final[LiteralString] = """
+      AND (%(status)s::text IS NULL OR status = %(status)s)
+      AND (%(exception)s::text IS NULL OR exception = %(exception)s)
+      AND (%(order_id)s::text IS NULL OR order_id = %(order_id)s)
+      AND (%(asset)s::text IS NULL OR asset = %(asset)s)
+      AND (%(escrow)s::boolean IS NULL OR is_escrow = %(escrow)s)
+      AND (%(created_gt)s::timestamptz IS NULL OR created_at > %(created_gt)s)
+      AND (%(created_gte)s::timestamptz IS NULL OR created_at >= %(created_gte)s)
+      AND (%(created_lt)s::timestamptz IS NULL OR created_at < %(created_lt)s)
+      AND (%(created_lte)s::timestamptz IS NULL OR created_at <= %(created_lte)s)
+"""
 # Cursors are ids, which sort by time of creation; nothing is counted.
-_OLDER: Final[LiteralString] = _select("""
-    WHERE merchant_id = %(merchant_id)s AND mode = %(mode)s AND id < %(cursor)s
-      AND (%(status)s::text IS NULL OR status = %(status)s)
-    ORDER BY id DESC
-    LIMIT %(limit)s
-""")
-_NEWER: Final[LiteralString] = _select("""
-    WHERE merchant_id = %(merchant_id)s AND mode = %(mode)s AND id > %(cursor)s
-      AND (%(status)s::text IS NULL OR status = %(status)s)
-    ORDER BY id
-    LIMIT %(limit)s
-""")
+_OLDER: Final[LiteralString] = _select(
+    "WHERE merchant_id = %(merchant_id)s AND mode = %(mode)s"
+    " AND (%(cursor)s::text IS NULL OR id < %(cursor)s)"
+    + _FILTERS
+    + "ORDER BY id DESC LIMIT %(limit)s"
+)
+_NEWER: Final[LiteralString] = _select(
+    "WHERE merchant_id = %(merchant_id)s AND mode = %(mode)s AND id > %(cursor)s"
+    + _FILTERS
+    + "ORDER BY id LIMIT %(limit)s"
+)
 _MOVE: Final[LiteralString] = (
     "UPDATE payments SET status = %(status)s WHERE id = %(id)s AND status = %(was)s"
 )
+# What new money means replaces what older money meant, so the exception is open again.
 _RECEIVE: Final[LiteralString] = """
     UPDATE payments
-    SET status = %(status)s, exception = %(exception)s, received_minor = %(received_minor)s,
-        payer_address = coalesce(payer_address, %(payer_address)s), fee_minor = %(fee_minor)s
+    SET status = %(status)s, exception = %(exception)s, exception_outcome = NULL,
+        received_minor = %(received_minor)s,
+        payer_address = coalesce(payer_address, %(payer_address)s),
+        settled_minor = %(settled_minor)s, fee_minor = %(fee_minor)s
     WHERE id = %(id)s
+"""
+_ACCEPT: Final[LiteralString] = """
+    UPDATE payments
+    SET status = %(status)s, exception_outcome = 'accepted', received_minor = %(received_minor)s,
+        settled_minor = %(settled_minor)s, fee_minor = %(fee_minor)s
+    WHERE id = %(id)s
+"""
+_CLOSE_EXCEPTION: Final[LiteralString] = """
+    UPDATE payments SET exception_outcome = %(outcome)s
+    WHERE id = %(id)s AND exception IS NOT NULL AND exception_outcome IS NULL
+"""
+_CHANGE: Final[LiteralString] = """
+    UPDATE payments
+    SET description = %(description)s, order_id = %(order_id)s, metadata = %(metadata)s
+    WHERE id = %(id)s
+"""
+_AWAIT_RELEASE: Final[LiteralString] = """
+    UPDATE payments
+    SET status = 'awaiting_release',
+        escrow_release_due_at = now() + make_interval(days => %(days)s)
+    WHERE id = %(id)s AND status = 'escrow_held'
+"""
+_RELEASE: Final[LiteralString] = """
+    UPDATE payments
+    SET status = 'completed', escrow_released_at = clock_timestamp(),
+        escrow_released_by = %(released_by)s, fee_minor = %(fee_minor)s
+    WHERE id = %(id)s AND status = 'awaiting_release'
+"""
+_RESOLVE: Final[LiteralString] = """
+    UPDATE payments
+    SET status = 'resolved', settled_minor = %(settled_minor)s, fee_minor = %(fee_minor)s
+    WHERE id = %(id)s AND status = 'disputed'
+"""
+_DUE: Final[LiteralString] = """
+    SELECT id FROM payments
+    WHERE status = 'awaiting_release' AND escrow_release_due_at <= now()
+    ORDER BY escrow_release_due_at
+    LIMIT %(limit)s
 """
 _EXPIRE: Final[LiteralString] = """
     WITH due AS (
@@ -74,19 +127,44 @@ _EXPIRE: Final[LiteralString] = """
     WHERE payments.id = due.id
     RETURNING payments.id
 """
-_FEE_BPS: Final[LiteralString] = "SELECT fee_bps FROM merchants WHERE id = %(id)s"
-
-_ADD_REFUND: Final[LiteralString] = """
-    INSERT INTO refunds (id, merchant_id, payment_id, amount_minor, asset, reason)
-    VALUES (%(id)s, %(merchant_id)s, %(payment_id)s, %(amount_minor)s, %(asset)s, %(reason)s)
-    RETURNING id, merchant_id, payment_id, status, amount_minor, asset, reason, created_at,
-              status_at
+_TERMS: Final[LiteralString] = """
+    SELECT name AS merchant_name, fee_bps, tolerance_bps, escrow_days
+    FROM merchants
+    WHERE id = %(id)s
+"""
+_WAITING: Final[LiteralString] = """
+    SELECT kept.source, kept.token,
+           (held_for_payment(%(id)s, kept.source, kept.token) - coalesce((
+                SELECT sum(r.amount_minor) FROM refunds AS r
+                WHERE r.payment_id = %(id)s AND r.source = kept.source AND r.asset = kept.token
+                  AND r.status = ANY (%(statuses)s)), 0))::bigint AS amount_minor
+    FROM (VALUES ('excess', 'USDC'), ('excess', 'USDT'),
+                 ('suspense', 'USDC'), ('suspense', 'USDT')) AS kept (source, token)
 """
 
 
 @dataclass(frozen=True, slots=True)
-class _Expired:
+class _Id:
     id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which payments a list shows; None does not filter."""
+
+    status: str | None = None
+    exception: str | None = None
+    order_id: str | None = None
+    asset: str | None = None
+    escrow: bool | None = None
+    created_gt: datetime | None = None
+    created_gte: datetime | None = None
+    created_lt: datetime | None = None
+    created_lte: datetime | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the filters by the names the SQL has for them."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 async def add(unit: Unit, payment: Payment) -> None:
@@ -102,6 +180,7 @@ async def add(unit: Unit, payment: Payment) -> None:
             "asset": payment.asset,
             "asset_amount_minor": payment.asset_amount_minor,
             "rate": payment.rate,
+            "rate_mid": payment.rate_mid,
             "rate_source": payment.rate_source,
             "chain": payment.chain,
             "recipient": payment.recipient,
@@ -112,6 +191,7 @@ async def add(unit: Unit, payment: Payment) -> None:
             "order_id": payment.order_id,
             "metadata": Jsonb(payment.metadata),
             "expires_at": payment.expires_at,
+            "is_escrow": payment.is_escrow,
         },
     )
 
@@ -132,15 +212,15 @@ async def lock_referenced(unit: Unit, keys: tuple[str, ...]) -> list[Payment]:
 
 
 async def page(
-    unit: Unit, *, mode: str, status: str | None, cursor: str, newer: bool, limit: int
+    unit: Unit, *, mode: str, filters: Filters, cursor: str | None, newer: bool, limit: int
 ) -> list[Payment]:
     """Return up to `limit` payments next to the cursor, nearest first."""
     parameters: dict[str, Any] = {
         "merchant_id": unit.merchant_id,
         "mode": mode,
-        "status": status,
         "cursor": cursor,
         "limit": limit,
+        **filters.parameters(),
     }
     return await unit.all(Payment, _NEWER if newer else _OLDER, parameters)
 
@@ -157,7 +237,8 @@ async def receive(
     status: str,
     exception: str | None,
     received_minor: int,
-    payer_address: str,
+    payer_address: str | None,
+    settled_minor: int,
     fee_minor: int,
 ) -> None:
     """Write down what a receipt made of a payment; the first payer's address stays."""
@@ -169,9 +250,79 @@ async def receive(
             "exception": exception,
             "received_minor": received_minor,
             "payer_address": payer_address,
+            "settled_minor": settled_minor,
             "fee_minor": fee_minor,
         },
     )
+
+
+async def accept(
+    unit: Unit,
+    payment_id: str,
+    *,
+    status: str,
+    received_minor: int,
+    settled_minor: int,
+    fee_minor: int,
+) -> None:
+    """Write down that the money that waited was accepted as the payment."""
+    await unit.run(
+        _ACCEPT,
+        {
+            "id": payment_id,
+            "status": status,
+            "received_minor": received_minor,
+            "settled_minor": settled_minor,
+            "fee_minor": fee_minor,
+        },
+    )
+
+
+async def close_exception(unit: Unit, payment_id: str, outcome: str) -> None:
+    """Write down how an open exception ended; one that ended before stays as it is."""
+    await unit.run(_CLOSE_EXCEPTION, {"id": payment_id, "outcome": outcome})
+
+
+async def change(
+    unit: Unit,
+    payment_id: str,
+    *,
+    description: str | None,
+    order_id: str | None,
+    metadata: dict[str, Any],
+) -> None:
+    """Change a merchant's own words about a payment."""
+    await unit.run(
+        _CHANGE,
+        {
+            "id": payment_id,
+            "description": description,
+            "order_id": order_id,
+            "metadata": Jsonb(metadata),
+        },
+    )
+
+
+async def await_release(unit: Unit, payment_id: str, *, days: int) -> None:
+    """Move an escrow payment on to its release, which is due in so many days."""
+    await unit.run(_AWAIT_RELEASE, {"id": payment_id, "days": days})
+
+
+async def release(unit: Unit, payment_id: str, *, released_by: str, fee_minor: int) -> None:
+    """Complete an escrow payment."""
+    await unit.run(_RELEASE, {"id": payment_id, "released_by": released_by, "fee_minor": fee_minor})
+
+
+async def resolve(unit: Unit, payment_id: str, *, settled_minor: int, fee_minor: int) -> None:
+    """Resolve a disputed payment; what is settled is the merchant's part from now on."""
+    await unit.run(
+        _RESOLVE, {"id": payment_id, "settled_minor": settled_minor, "fee_minor": fee_minor}
+    )
+
+
+async def due_for_release(unit: Unit, *, limit: int) -> list[str]:
+    """Return ids of escrow payments whose time has come, the longest due first."""
+    return [row.id for row in await unit.all(_Id, _DUE, {"limit": limit})]
 
 
 async def expire(unit: Unit, *, grace_s: int, limit: int) -> int:
@@ -179,28 +330,19 @@ async def expire(unit: Unit, *, grace_s: int, limit: int) -> int:
 
     One with money on its way that is not final yet is left alone until that is decided.
     """
-    return len(await unit.all(_Expired, _EXPIRE, {"grace_s": grace_s, "limit": limit}))
+    return len(await unit.all(_Id, _EXPIRE, {"grace_s": grace_s, "limit": limit}))
 
 
-async def fee_bps(unit: Unit, merchant_id: str) -> int:
-    """Return a merchant's fee in hundredths of a percent."""
-    bps: int = await unit.value(_FEE_BPS, {"id": merchant_id})
-    return bps
+async def terms(unit: Unit, merchant_id: str) -> Terms:
+    """Return what a merchant's payments settle by now."""
+    return await unit.one(Terms, _TERMS, {"id": merchant_id})
 
 
-async def add_refund(
-    unit: Unit, *, refund_id: str, payment: Payment, amount_minor: int, reason: str | None
-) -> Refund:
-    """Write a refund request."""
-    return await unit.one(
-        Refund,
-        _ADD_REFUND,
-        {
-            "id": refund_id,
-            "merchant_id": payment.merchant_id,
-            "payment_id": payment.id,
-            "amount_minor": amount_minor,
-            "asset": payment.currency,
-            "reason": reason,
-        },
-    )
+async def waiting(unit: Unit, payment_id: str, *, sent_only: bool = False) -> list[Waiting]:
+    """Return what the ledger keeps aside for a payment, by source and token, where anything is.
+
+    Less the refunds that were asked for, or with `sent_only` less those that were sent.
+    """
+    statuses = ["completed"] if sent_only else ["requested", "completed"]
+    rows = await unit.all(Waiting, _WAITING, {"id": payment_id, "statuses": statuses})
+    return [row for row in rows if row.amount_minor]

@@ -1,26 +1,26 @@
-"""HTTP for payouts and the balance."""
+"""HTTP for payouts: a merchant's programs and people ask, other people of theirs approve."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from api.database import Unit
-from api.errors import (
-    IdempotencyKeyInProgress,
-    IdempotencyKeyMissing,
-    IdempotencyKeyReused,
-    InsufficientBalance,
-    NotAuthenticated,
-    NotPermitted,
-)
-from api.idempotency import Request as IdempotentRequest
+from api.contract import PayoutStatus
+from api.database import Identity, Unit
+from api.errors import Conflict, InsufficientBalance, NotFound
 from api.idempotency import request_digest
-from api.ledger import service as ledger
-from api.merchants.auth import holder_with, identity_of
-from api.merchants.model import KeyHolder
-from api.payouts import service
-from api.payouts.model import BalanceView, CreatePayout, PayoutView, present, present_balances
-from api.web import answer_once, database_of, idempotency_key, json_answer, problems
+from api.payouts import admin_routes, service
+from api.payouts.model import (
+    AmendPayout,
+    ApprovePayout,
+    CreatePayout,
+    PayoutList,
+    PayoutView,
+    present,
+    present_list,
+)
+from api.payouts.params import AUTH, ONCE, Approver, Key, Page, PayoutPath, Reader, Writer
+from api.people.auth import database_for, identity_of, once
+from api.web import answer_once, database_of, json_answer, problems, request_id_of, settings_of
 
 router = APIRouter(prefix="/api/v1", tags=["payouts"])
 
@@ -29,42 +29,117 @@ router = APIRouter(prefix="/api/v1", tags=["payouts"])
     "/payouts",
     status_code=201,
     response_model=PayoutView,
-    responses=problems(
-        NotAuthenticated,
-        NotPermitted,
-        IdempotencyKeyMissing,
-        IdempotencyKeyInProgress,
-        IdempotencyKeyReused,
-        InsufficientBalance,
-    ),
+    responses=problems(*AUTH, *ONCE, InsufficientBalance),
     summary="Request a payout",
 )
 async def request_payout(
-    request: Request,
-    body: CreatePayout,
-    holder: Annotated[KeyHolder, Depends(holder_with("payouts:write"))],
-    key: Annotated[str, Depends(idempotency_key)],
+    request: Request, body: CreatePayout, caller: Writer, key: Key
 ) -> Response:
-    """Reserve a part of your available balance for a transfer to you."""
+    """Hold a part of your available balance for a transfer to you, until a person approves it."""
 
     async def work(unit: Unit) -> PayoutView:
-        return present(await service.request_payout(unit, body))
+        days = settings_of(request).payout_request_days
+        payout = await service.request_payout(unit, body, mode=caller.mode, request_days=days)
+        return present(payout)
 
-    once = IdempotentRequest(key, request_digest("request payout", body.model_dump()))
-    identity = identity_of(request, holder)
-    return await answer_once(database_of(request), identity, once, work, status=201)
+    digest = request_digest("request payout", body.model_dump())
+    identity = identity_of(request, caller)
+    kept = once(caller, key, digest)
+    return await answer_once(database_of(request), identity, kept, work, status=201)
 
 
 @router.get(
-    "/balance",
-    response_model=BalanceView,
-    responses=problems(NotAuthenticated, NotPermitted),
-    summary="Read the balance",
+    "/payouts", response_model=PayoutList, responses=problems(*AUTH), summary="List payouts"
 )
-async def get_balance(
-    request: Request, holder: Annotated[KeyHolder, Depends(holder_with("balance:read"))]
+async def list_payouts(
+    request: Request,
+    caller: Reader,
+    page: Page,
+    status: Annotated[PayoutStatus | None, Query()] = None,
 ) -> Response:
-    """Return what is yours: available, reserved for payouts and refunds, owed to payers."""
-    async with database_of(request).unit_of_work(identity_of(request, holder)) as unit:
-        view = present_balances(await ledger.balances(unit))
-    return json_answer(view.model_dump_json())
+    """List your payouts, newest first; page on with the id of the last one you got."""
+    async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
+        payouts, has_more = await service.page(unit, page, mode=caller.mode, status=status)
+    return json_answer(present_list(payouts, has_more=has_more).model_dump_json())
+
+
+@router.get(
+    "/payouts/{payout_id}",
+    response_model=PayoutView,
+    responses=problems(*AUTH, NotFound),
+    summary="Read a payout",
+)
+async def get_payout(request: Request, payout_id: PayoutPath, caller: Reader) -> Response:
+    """Return a payout of yours as it stands."""
+    async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
+        payout = await service.get(unit, payout_id, mode=caller.mode)
+    return json_answer(present(payout).model_dump_json())
+
+
+@router.patch(
+    "/payouts/{payout_id}",
+    response_model=PayoutView,
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict, InsufficientBalance),
+    summary="Amend a payout",
+)
+async def amend_payout(
+    request: Request, payout_id: PayoutPath, body: AmendPayout, caller: Writer, key: Key
+) -> Response:
+    """Change amount or destination of a payout that nobody approved yet: its next revision."""
+
+    async def work(unit: Unit) -> PayoutView:
+        days = settings_of(request).payout_request_days
+        payout = await service.amend(unit, payout_id, body, mode=caller.mode, request_days=days)
+        return present(payout)
+
+    digest = request_digest("amend payout", {"payout_id": payout_id, **body.model_dump()})
+    identity = identity_of(request, caller)
+    kept = once(caller, key, digest)
+    return await answer_once(database_of(request), identity, kept, work, status=200)
+
+
+@router.post(
+    "/payouts/{payout_id}/approve",
+    response_model=PayoutView,
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict),
+    summary="Approve a payout",
+)
+async def approve_payout(
+    request: Request, payout_id: PayoutPath, body: ApprovePayout, caller: Approver, key: Key
+) -> Response:
+    """Approve the revision you read. This takes a person, and not the one who asked for it."""
+    database, identity = database_for(request, caller), identity_of(request, caller)
+    mode = None if caller.kind == "admin" else caller.mode
+    if identity.merchant_id is None:
+        async with database.unit_of_work(identity) as unit:
+            merchant_id = (await service.get(unit, payout_id, mode=None)).merchant_id
+        identity = Identity(caller.actor, merchant_id, request_id_of(request))
+
+    async def work(unit: Unit) -> PayoutView:
+        return present(await service.approve(unit, payout_id, mode=mode, revision=body.revision))
+
+    digest = request_digest("approve payout", {"payout_id": payout_id, **body.model_dump()})
+    return await answer_once(database, identity, once(caller, key, digest), work, status=200)
+
+
+@router.post(
+    "/payouts/{payout_id}/cancel",
+    response_model=PayoutView,
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict),
+    summary="Cancel a payout",
+)
+async def cancel_payout(
+    request: Request, payout_id: PayoutPath, caller: Writer, key: Key
+) -> Response:
+    """Take back a payout that was not sent yet; its money is available again."""
+
+    async def work(unit: Unit) -> PayoutView:
+        return present(await service.cancel(unit, payout_id, mode=caller.mode))
+
+    digest = request_digest("cancel payout", {"payout_id": payout_id})
+    identity = identity_of(request, caller)
+    kept = once(caller, key, digest)
+    return await answer_once(database_of(request), identity, kept, work, status=200)
+
+
+router.include_router(admin_routes.router)

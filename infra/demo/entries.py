@@ -1,4 +1,4 @@
-"""Ledger entries of the past: which accounts a step of history moves, and by how much.
+"""Ledger entries and holds of the past: what a step of history moves or promises, and how much.
 
 Pure. Amounts are integers of the asset's last digit; a debit is positive, a credit negative, and
 the legs of an entry sum to zero in each asset. The kinds, accounts and keys are those that the
@@ -6,7 +6,7 @@ product itself books by, so that the past and live traffic add up in the same ac
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from infra.demo.history import PaymentStep, PayoutStep, RefundStep, Step
 from infra.demo.ids import made_id
@@ -16,11 +16,11 @@ CRYPTO_POOL = "crypto_pool"
 LIQUIDITY = "liquidity"
 FEE_REVENUE = "fee_revenue"
 MERCHANT_AVAILABLE = "merchant_available"
-REFUNDS_PAYABLE = "refunds_payable"
-PAYOUTS_RESERVED = "payouts_reserved"
 PAYER_EXCESS = "payer_excess"
 SUSPENSE = "suspense"
 VND = "VND"
+
+_APPROVED_WITHIN = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,59 @@ class Entry:
     payment_id: str | None = None
     refund_id: str | None = None
     payout_id: str | None = None
+    posts_hold: str | None = None
 
     @property
     def idempotency_key(self) -> str:
         """The key under which the product would book the same entry."""
         return f"{self.kind}:{self.refund_id or self.payout_id or self.payment_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a shop's available dong promise from a request on, until an entry posts the hold."""
+
+    id: str
+    merchant_id: str
+    amount_minor: int
+    idempotency_key: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    refund_id: str | None = None
+    payout_id: str | None = None
+
+
+def holds_of(seed: int, step: Step) -> list[Hold]:
+    """Return what a step promises: the amount of a refund or payout that it requests."""
+    if isinstance(step, PaymentStep) or step.status != "requested":
+        return []
+    if isinstance(step, RefundStep):
+        refund = step.refund
+        return [
+            Hold(
+                id=_hold_id(seed, refund.id, refund.requested_at),
+                merchant_id=refund.payment.merchant_id,
+                amount_minor=refund.amount_vnd,
+                idempotency_key=f"refund:{refund.id}",
+                created_at=step.at,
+                refund_id=refund.id,
+            )
+        ]
+    return [
+        Hold(
+            id=_hold_id(seed, step.id, step.requested_at),
+            merchant_id=step.merchant_id,
+            amount_minor=step.amount_vnd,
+            idempotency_key=f"payout:{step.id}:1",
+            created_at=step.at,
+            expires_at=step.at + _APPROVED_WITHIN,
+            payout_id=step.id,
+        )
+    ]
+
+
+def _hold_id(seed: int, subject_id: str, requested_at: datetime) -> str:
+    return made_id("hld", requested_at, seed, subject_id)
 
 
 def entries_of(seed: int, step: Step) -> list[Entry]:
@@ -110,49 +158,44 @@ def _payment_entry(seed: int, kind: str, step: PaymentStep, legs: tuple[Leg, ...
 
 
 def _of_refund(seed: int, step: RefundStep) -> list[Entry]:
-    refund = step.refund
-    owner, amount = refund.payment.merchant_id, refund.amount_vnd
-    if step.status == "requested":
-        legs = (
-            Leg(owner, MERCHANT_AVAILABLE, VND, amount),
-            Leg(owner, REFUNDS_PAYABLE, VND, -amount),
-        )
-    else:
-        legs = (Leg(owner, REFUNDS_PAYABLE, VND, amount), Leg(None, LIQUIDITY, VND, -amount))
-    kind = f"refund_{step.status}"
+    """The shop's dong go back to the desk, and the payer's tokens leave the pool."""
+    if step.status != "completed":
+        return []
+    refund, payment = step.refund, step.refund.payment
+    tokens = refund.token_amount_minor
     return [
         Entry(
-            id=made_id("ent", step.at, seed, refund.id, kind),
-            merchant_id=owner,
-            kind=kind,
+            id=made_id("ent", step.at, seed, refund.id, "refund_completed"),
+            merchant_id=payment.merchant_id,
+            kind="refund_completed",
             created_at=step.at,
-            legs=legs,
-            payment_id=refund.payment.id,
+            legs=(
+                Leg(payment.merchant_id, MERCHANT_AVAILABLE, VND, refund.amount_vnd),
+                Leg(None, LIQUIDITY, VND, -refund.amount_vnd),
+                Leg(None, LIQUIDITY, payment.asset, tokens),
+                Leg(None, CRYPTO_POOL, payment.asset, -tokens),
+            ),
+            payment_id=payment.id,
             refund_id=refund.id,
+            posts_hold=_hold_id(seed, refund.id, refund.requested_at),
         )
     ]
 
 
 def _of_payout(seed: int, step: PayoutStep) -> list[Entry]:
-    owner, amount = step.merchant_id, step.amount_vnd
-    if step.status == "requested":
-        kind = "payout_requested"
-        legs = (
-            Leg(owner, MERCHANT_AVAILABLE, VND, amount),
-            Leg(owner, PAYOUTS_RESERVED, VND, -amount),
-        )
-    elif step.status == "settled":
-        kind = "payout_completed"
-        legs = (Leg(owner, PAYOUTS_RESERVED, VND, amount), Leg(None, LIQUIDITY, VND, -amount))
-    else:
+    if step.status != "settled":
         return []
     return [
         Entry(
-            id=made_id("ent", step.at, seed, step.id, kind),
-            merchant_id=owner,
-            kind=kind,
+            id=made_id("ent", step.at, seed, step.id, "payout_completed"),
+            merchant_id=step.merchant_id,
+            kind="payout_completed",
             created_at=step.at,
-            legs=legs,
+            legs=(
+                Leg(step.merchant_id, MERCHANT_AVAILABLE, VND, step.amount_vnd),
+                Leg(None, LIQUIDITY, VND, -step.amount_vnd),
+            ),
             payout_id=step.id,
+            posts_hold=_hold_id(seed, step.id, step.requested_at),
         )
     ]

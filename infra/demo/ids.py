@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
+from solders.signature import Signature
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 26
@@ -52,6 +53,16 @@ def made_id(prefix: str, at: datetime, seed: int, *path: str | int) -> str:
 def address(seed: int, *path: str | int) -> str:
     """Return a base58 key of 32 bytes that nobody holds: a reference or a recipient of the past."""
     return str(Pubkey(digest(seed, "address", *path)))
+
+
+def signature(seed: int, *path: str | int) -> str:
+    """Return a base58 signature of 64 bytes, of a chain transaction that never was."""
+    return str(Signature(digest(seed, "signature", *path) + digest(seed, "proof", *path)))
+
+
+def person_id(seed: int, merchant_id: str, duty: str) -> str:
+    """Return the id of whoever of a shop's staff asked for or approved payouts in the past."""
+    return made_id("stf", FOUNDED_AT, seed, merchant_id, duty)
 
 
 def wallet(seed: int, *path: str | int) -> Keypair:

@@ -67,51 +67,67 @@ CREATE TEMPORARY TABLE staged_steps (
     exception      text,
     received_minor bigint,
     payer_address  text,
-    fee_minor      bigint
+    fee_minor      bigint,
+    settled_minor  bigint,
+    approved_by    text,
+    reference      text
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE staged_entries (
     id text PRIMARY KEY, merchant_id text NOT NULL, kind text NOT NULL, payment_id text,
     payout_id text, refund_id text, idempotency_key text NOT NULL, description text NOT NULL,
-    created_at timestamptz NOT NULL
+    created_at timestamptz NOT NULL, posts_hold text
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE staged_postings (
     entry_id text NOT NULL, seq int NOT NULL, merchant_id text, kind text NOT NULL,
-    asset text NOT NULL, amount_minor bigint NOT NULL, created_at timestamptz NOT NULL
+    asset text NOT NULL, amount_minor bigint NOT NULL, created_at timestamptz NOT NULL,
+    path text
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE staged_holds (
+    id text PRIMARY KEY, merchant_id text NOT NULL, amount_minor bigint NOT NULL,
+    idempotency_key text NOT NULL, refund_id text, payout_id text, created_at timestamptz NOT NULL,
+    expires_at timestamptz
 ) ON COMMIT DELETE ROWS;
 """
 
 COPY_PAYMENTS = """
 COPY staged_payments (
     id, merchant_id, mode, status, amount_minor, currency, asset, asset_amount_minor, rate,
-    rate_source, chain, recipient, mint, reference, payer_country, description, order_id, metadata,
-    created_at, expires_at, status_at, updated_at
+    rate_mid, rate_source, chain, recipient, mint, reference, payer_country, description, order_id,
+    metadata, created_at, expires_at, status_at, updated_at
 ) FROM STDIN
 """
 COPY_REFUNDS = """
 COPY staged_refunds (
-    id, merchant_id, payment_id, status, amount_minor, asset, reason, created_at, status_at,
-    updated_at
+    id, merchant_id, payment_id, status, amount_minor, asset, reason, source, token,
+    token_amount_minor, destination, requested_by, created_at, status_at, updated_at
 ) FROM STDIN
 """
 COPY_PAYOUTS = """
 COPY staged_payouts (
-    id, merchant_id, status, amount_minor, asset, destination, created_at, status_at, updated_at
+    id, merchant_id, mode, status, amount_minor, asset, destination, revision, requested_by,
+    created_at, status_at, updated_at
 ) FROM STDIN
 """
 COPY_STEPS = """
 COPY staged_steps (
-    step, subject, id, status, first, at, exception, received_minor, payer_address, fee_minor
+    step, subject, id, status, first, at, exception, received_minor, payer_address, fee_minor,
+    settled_minor, approved_by, reference
 ) FROM STDIN
 """
 COPY_ENTRIES = """
 COPY staged_entries (
     id, merchant_id, kind, payment_id, payout_id, refund_id, idempotency_key, description,
-    created_at
+    created_at, posts_hold
 ) FROM STDIN
 """
 COPY_POSTINGS = """
 COPY staged_postings (
     entry_id, seq, merchant_id, kind, asset, amount_minor, created_at
+) FROM STDIN
+"""
+COPY_HOLDS = """
+COPY staged_holds (
+    id, merchant_id, amount_minor, idempotency_key, refund_id, payout_id, created_at, expires_at
 ) FROM STDIN
 """
 
@@ -130,19 +146,27 @@ BEGIN
                 UPDATE payments
                 SET status = now_at.status, status_at = now_at.at, updated_at = now_at.at,
                     exception = now_at.exception, received_minor = now_at.received_minor,
-                    payer_address = now_at.payer_address, fee_minor = now_at.fee_minor
+                    payer_address = now_at.payer_address, fee_minor = now_at.fee_minor,
+                    settled_minor = now_at.settled_minor
                 WHERE id = now_at.id;
             WHEN now_at.subject = 'refund' AND now_at.first THEN
                 INSERT INTO refunds SELECT * FROM staged_refunds WHERE id = now_at.id;
             WHEN now_at.subject = 'refund' THEN
                 UPDATE refunds
-                SET status = now_at.status, status_at = now_at.at, updated_at = now_at.at
+                SET status = now_at.status, status_at = now_at.at, updated_at = now_at.at,
+                    signature = now_at.reference
                 WHERE id = now_at.id;
             WHEN now_at.subject = 'payout' AND now_at.first THEN
                 INSERT INTO payouts SELECT * FROM staged_payouts WHERE id = now_at.id;
             WHEN now_at.subject = 'payout' THEN
                 UPDATE payouts
-                SET status = now_at.status, status_at = now_at.at, updated_at = now_at.at
+                SET status = now_at.status, status_at = now_at.at, updated_at = now_at.at,
+                    approved_by = coalesce(approved_by, now_at.approved_by),
+                    approved_revision = coalesce(
+                        approved_revision, CASE now_at.status WHEN 'approved' THEN revision END),
+                    approved_at = coalesce(
+                        approved_at, CASE now_at.status WHEN 'approved' THEN now_at.at END),
+                    bank_reference = coalesce(bank_reference, now_at.reference)
                 WHERE id = now_at.id;
         END CASE;
         IF NOT FOUND THEN
@@ -151,6 +175,18 @@ BEGIN
     END LOOP;
 END
 $$
+"""
+# All accounts of a batch are locked at once and in the ledger's own order, before the first moves.
+NAME_ACCOUNTS = """
+UPDATE staged_postings AS p
+SET path = ledger_path('test', p.merchant_id, p.kind, p.asset,
+                       coalesce(e.payment_id, e.idempotency_key))
+FROM staged_entries AS e WHERE e.id = p.entry_id
+"""
+OPEN_ACCOUNTS = "SELECT ledger_open_accounts(array_agg(DISTINCT path)) FROM staged_postings"
+LOCK_ACCOUNTS = """
+SELECT FROM ledger_accounts WHERE path IN (SELECT path FROM staged_postings)
+ORDER BY path FOR NO KEY UPDATE
 """
 BOOK_ENTRIES = """
 INSERT INTO ledger_entries (
@@ -161,18 +197,33 @@ SELECT id, merchant_id, kind, payment_id, payout_id, refund_id, idempotency_key,
        created_at
 FROM staged_entries ORDER BY created_at, id
 """
+# First what comes in, then the holds on it and their end, then what leaves: no balance falls below
+# what is held at any point on the way.
 BOOK_POSTINGS = """
-WITH accounts AS MATERIALIZED (
-    SELECT merchant_id, kind, asset, ledger_account(merchant_id, kind, asset) AS account_id
-    FROM (SELECT DISTINCT merchant_id, kind, asset FROM staged_postings) AS wanted
-)
 INSERT INTO ledger_postings (
     entry_id, seq, merchant_id, account_id, asset, amount_minor, created_at
 )
-SELECT staged.entry_id, staged.seq, staged.merchant_id, accounts.account_id, staged.asset,
-       staged.amount_minor, staged.created_at
-FROM staged_postings AS staged
-JOIN accounts ON accounts.merchant_id IS NOT DISTINCT FROM staged.merchant_id
-    AND accounts.kind = staged.kind AND accounts.asset = staged.asset
-ORDER BY staged.created_at, staged.entry_id, staged.seq
+SELECT p.entry_id, p.seq, p.merchant_id, a.id, p.asset, p.amount_minor, p.created_at
+FROM staged_postings AS p
+JOIN staged_entries AS e ON e.id = p.entry_id
+JOIN ledger_accounts AS a ON a.path = p.path
+WHERE (e.posts_hold IS NOT NULL) = %s
+ORDER BY p.created_at, p.entry_id, p.seq
+"""
+PLACE_HOLDS = """
+INSERT INTO ledger_holds (
+    id, merchant_id, account_id, asset, amount_minor, idempotency_key, refund_id, payout_id,
+    expires_at, created_at, status_at, updated_at
+)
+SELECT h.id, h.merchant_id, a.id, a.asset, h.amount_minor, h.idempotency_key, h.refund_id,
+       h.payout_id, h.expires_at, h.created_at, h.created_at, h.created_at
+FROM staged_holds AS h
+JOIN ledger_accounts AS a
+    ON a.path = ledger_path('test', h.merchant_id, 'merchant_available', 'VND', '')
+ORDER BY h.created_at, h.id
+"""
+POST_HOLDS = """
+UPDATE ledger_holds AS h
+SET status = 'posted', entry_id = e.id, status_at = e.created_at, updated_at = e.created_at
+FROM staged_entries AS e WHERE h.id = e.posts_hold
 """

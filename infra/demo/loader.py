@@ -17,8 +17,9 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
 from infra.demo import ledger_sql
-from infra.demo.entries import Entry, entries_of
+from infra.demo.entries import Entry, Hold, entries_of, holds_of
 from infra.demo.history import Batch, PaymentStep, PayoutStep, Period, RefundStep, batches
+from infra.demo.ids import person_id, signature
 from infra.demo.settings import DemoError
 
 CONNECT_TIMEOUT_S = 10
@@ -26,6 +27,9 @@ BATCH_TIMEOUT_MS = 120_000
 LOCK_TIMEOUT_S = 30.0
 MAX_BATCH_PAYMENTS = 500
 _PAUSE_SLICE_S = 1.0
+# Payouts take two people, in the past too.
+_ASKS = "manager"
+_APPROVES = "owner"
 
 
 class HistoryRefusedError(DemoError):
@@ -125,16 +129,27 @@ class Ledger:
     def _load_batch(self, seed: int, batch: Batch) -> int:
         """Write one batch in one database transaction; returns the rows of captured tables."""
         booked = [entry for step in batch.steps for entry in entries_of(seed, step)]
+        held = [hold for step in batch.steps for hold in holds_of(seed, step)]
         with self._connection.transaction(), self._connection.cursor() as cursor:
             _copy(cursor, ledger_sql.COPY_PAYMENTS, _payment_rows(batch))
-            _copy(cursor, ledger_sql.COPY_REFUNDS, _refund_rows(batch))
-            _copy(cursor, ledger_sql.COPY_PAYOUTS, _payout_rows(batch))
-            _copy(cursor, ledger_sql.COPY_STEPS, _step_rows(batch))
+            _copy(cursor, ledger_sql.COPY_REFUNDS, _refund_rows(seed, batch))
+            _copy(cursor, ledger_sql.COPY_PAYOUTS, _payout_rows(seed, batch))
+            _copy(cursor, ledger_sql.COPY_STEPS, _step_rows(seed, batch))
             _copy(cursor, ledger_sql.COPY_ENTRIES, map(_entry_row, booked))
             _copy(cursor, ledger_sql.COPY_POSTINGS, _posting_rows(booked))
+            _copy(cursor, ledger_sql.COPY_HOLDS, map(_hold_row, held))
             cursor.execute(ledger_sql.WALK_STEPS)
-            cursor.execute(ledger_sql.BOOK_ENTRIES)
-            cursor.execute(ledger_sql.BOOK_POSTINGS)
+            if booked:
+                cursor.execute(ledger_sql.NAME_ACCOUNTS)
+                cursor.execute(ledger_sql.OPEN_ACCOUNTS)
+                cursor.execute(ledger_sql.LOCK_ACCOUNTS)
+                cursor.execute(ledger_sql.BOOK_ENTRIES)
+                cursor.execute(ledger_sql.BOOK_POSTINGS, (False,))
+            if held:
+                cursor.execute(ledger_sql.PLACE_HOLDS)
+            if any(entry.posts_hold for entry in booked):
+                cursor.execute(ledger_sql.POST_HOLDS)
+                cursor.execute(ledger_sql.BOOK_POSTINGS, (True,))
             cursor.execute(ledger_sql.MARK_BATCH, (batch.slug, batch.first_day, batch.part))
         return len(batch.steps) + len(booked) + sum(len(entry.legs) for entry in booked)
 
@@ -188,53 +203,77 @@ def _payment_rows(batch: Batch) -> Iterable[tuple[Any, ...]]:
             p = step.payment
             yield (
                 *(p.id, p.merchant_id, "test", "created", p.amount_vnd, "VND", p.asset),
-                *(p.asset_amount_minor, p.rate, "demo", "solana", p.recipient, p.mint),
+                *(p.asset_amount_minor, p.rate, p.rate, "demo", "solana", p.recipient, p.mint),
                 *(p.reference, p.payer_country, p.description, p.order_id),
                 *('{"channel": "demo"}', p.created_at, p.expires_at, p.created_at, p.created_at),
             )
 
 
-def _refund_rows(batch: Batch) -> Iterable[tuple[Any, ...]]:
+def _refund_rows(seed: int, batch: Batch) -> Iterable[tuple[Any, ...]]:
     for step in batch.steps:
         if isinstance(step, RefundStep) and step.status == "requested":
-            refund, at = step.refund, step.at
+            refund, payment, at = step.refund, step.refund.payment, step.at
             yield (
-                *(refund.id, refund.payment.merchant_id, refund.payment.id, "requested"),
-                *(refund.amount_vnd, "VND", refund.reason, at, at, at),
+                *(refund.id, payment.merchant_id, payment.id, "requested"),
+                *(refund.amount_vnd, "VND", refund.reason, "payment", payment.asset),
+                *(refund.token_amount_minor, payment.payer_address),
+                *(person_id(seed, payment.merchant_id, _ASKS), at, at, at),
             )
 
 
-def _payout_rows(batch: Batch) -> Iterable[tuple[Any, ...]]:
+def _payout_rows(seed: int, batch: Batch) -> Iterable[tuple[Any, ...]]:
     for step in batch.steps:
         if isinstance(step, PayoutStep) and step.status == "requested":
             yield (
-                *(step.id, step.merchant_id, "requested", step.amount_vnd, "VND"),
-                *(step.destination, step.at, step.at, step.at),
+                *(step.id, step.merchant_id, "test", "requested", step.amount_vnd, "VND"),
+                *(step.destination, 1, person_id(seed, step.merchant_id, _ASKS)),
+                *(step.at, step.at, step.at),
             )
 
 
-def _step_rows(batch: Batch) -> Iterable[tuple[Any, ...]]:
+def _step_rows(seed: int, batch: Batch) -> Iterable[tuple[Any, ...]]:
     for number, step in enumerate(batch.steps, start=1):
         if isinstance(step, PaymentStep):
             state, payment = step.state, step.payment
-            paid = state.received_minor > 0
+            paid, completed = state.received_minor > 0, state.status == "completed"
             yield (
                 *(number, "payment", payment.id, state.status, state.status == "created", step.at),
                 *(state.exception, state.received_minor, payment.payer_address if paid else None),
-                payment.fee_vnd if state.status == "completed" else 0,
+                payment.fee_vnd if completed else 0,
+                payment.amount_vnd if completed else 0,
+                *(None, None),
             )
         else:
-            kind = "refund" if isinstance(step, RefundStep) else "payout"
-            own_id = step.refund.id if isinstance(step, RefundStep) else step.id
+            approved_by, reference = None, None
+            if isinstance(step, RefundStep):
+                kind, own_id = "refund", step.refund.id
+                if step.status == "completed":
+                    reference = signature(seed, own_id)
+            else:
+                kind, own_id = "payout", step.id
+                if step.status == "approved":
+                    approved_by = person_id(seed, step.merchant_id, _APPROVES)
+                if step.status == "sent":
+                    reference = f"FT{step.at:%y%j}{own_id[-10:].upper()}"
             first = step.status == "requested"
-            yield (number, kind, own_id, step.status, first, step.at, None, None, None, None)
+            yield (
+                *(number, kind, own_id, step.status, first, step.at, None, None, None, None, None),
+                *(approved_by, reference),
+            )
+
+
+def _hold_row(hold: Hold) -> tuple[Any, ...]:
+    return (
+        *(hold.id, hold.merchant_id, hold.amount_minor, hold.idempotency_key),
+        *(hold.refund_id, hold.payout_id, hold.created_at, hold.expires_at),
+    )
 
 
 def _entry_row(entry: Entry) -> tuple[Any, ...]:
     return (
         *(entry.id, entry.merchant_id, entry.kind, entry.payment_id),
         *(entry.payout_id, entry.refund_id),
-        *(entry.idempotency_key, "demo history", entry.created_at),
+        *(entry.idempotency_key, "demo history", entry.created_at, entry.posts_hold),
     )
 
 

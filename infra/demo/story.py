@@ -87,6 +87,11 @@ class Refund:
     requested_at: datetime
     completed_at: datetime
 
+    @property
+    def token_amount_minor(self) -> int:
+        """What the payer is sent: the same part of the tokens as of the dong, rounded down."""
+        return self.payment.asset_amount_minor * self.amount_vnd // self.payment.amount_vnd
+
 
 @lru_cache(maxsize=50_000)
 def payer(

@@ -253,6 +253,20 @@ def dbt(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
+def audit(context: typer.Context) -> None:
+    """Prove the running stack's audit trail: `./giovang audit verify [--since DATE] [--json]`."""
+    if "--help" in context.args or not context.args:
+        commands.enter_help(commands.AUDITOR, context.args or ["--help"])
+    try:
+        settings = _running()
+    except StateError as error:
+        # Its status 1 says that the trail is broken, which is another matter.
+        errors.print(f"giovang: not verified: {error}", markup=False)
+        raise typer.Exit(2) from error
+    commands.enter_auditor(settings, context.args)
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def bench(context: typer.Context) -> None:
     """Measure: `./giovang bench NAME [--short] [--json]`; without a name it lists the benches."""
     commands.enter_bench(_settings(), context.args)

@@ -1,7 +1,7 @@
-"""Commands that hand over to another program: tests, demo, dbt, benches and the pinned environment.
+"""Commands that hand over to another program: tests, demo, dbt, audit, benches, environment.
 
-`demo`, `dbt` and `bench` become the other program (exec), with the variables of its room and as the
-user who runs that room, so its exit status and its answer to Ctrl-C are its own.
+`demo`, `dbt`, `audit` and `bench` become the other program (exec), with the variables of its room
+and as the user who runs that room, so its exit status and its answer to Ctrl-C are its own.
 """
 
 import os
@@ -29,6 +29,7 @@ from infra.stack.state import StateFolder
 
 CODE = ("api", "ingest", "streams", "dashboards", "infra", "tests")
 DEMO = (sys.executable, "-m", "infra.demo")
+AUDITOR = (sys.executable, "-m", "api.auditor")
 DBT = (str(Path(sys.executable).parent / "dbt"),)
 GATE_TIMEOUT_S = 900
 PYTEST_TIMEOUT_S = 3300
@@ -104,6 +105,13 @@ def enter_dbt(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
     stack, account = _running_stack(settings), room_account()
     home = stack.folder.own_folder("dbt", account)
     _become([*DBT, *arguments], environment.dbt(stack, home), home, account)
+
+
+def enter_auditor(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
+    """Become `python -m api.auditor` on the running stack's ledger."""
+    stack, account = _running_stack(settings), room_account()
+    home = stack.folder.own_folder("auditor", account)
+    _become([*AUDITOR, *arguments], environment.auditor(stack), home, account)
 
 
 def enter_bench(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:

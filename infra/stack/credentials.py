@@ -53,6 +53,8 @@ def _complete(known: Mapping[str, str]) -> dict[str, str]:
     for name in (*LEDGER_ROLES, *ANALYTICS_ROLES, *SUPERUSERS, "redis"):
         complete.setdefault(name, randomness.token_hex(16))
     complete.setdefault("admin_key", "gv_admin_" + randomness.token_urlsafe(32))
+    sealing_key = base64.b64encode(randomness.token_bytes(32)).decode()
+    complete.setdefault("sealing_key", sealing_key)
     words = (randomness.choice(_DEMO_WORDS) for _ in range(3))
     complete.setdefault("demo_password", "-".join(words) + f"-{randomness.randbelow(9000) + 1000}")
     if "session_private_key" not in complete or "session_public_key" not in complete:

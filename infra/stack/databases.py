@@ -15,7 +15,13 @@ from infra.stack.postgres import (
     Role,
 )
 
-LEDGER_ROLES = ("giovang_owner", "giovang_api", "giovang_watcher", "giovang_capture")
+LEDGER_ROLES = (
+    "giovang_owner",
+    "giovang_api",
+    "giovang_operator",
+    "giovang_watcher",
+    "giovang_capture",
+)
 ANALYTICS_ROLES = (
     "giovang_warehouse_owner",
     "giovang_streams",

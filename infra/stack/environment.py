@@ -77,11 +77,13 @@ def api(stack: Stack) -> dict[str, str]:
     return {
         **_api_common(stack),
         "GIOVANG_API_DATABASE_URL": stack.ledger.url("giovang_api"),
+        "GIOVANG_API_OPERATOR_URL": stack.ledger.url("giovang_operator"),
         "GIOVANG_API_REDIS_URL": stack.redis_url,
         "GIOVANG_API_HOST": LOOPBACK,
         "GIOVANG_API_PORT": str(stack.ports.api),
         "GIOVANG_API_SESSION_PRIVATE_KEY": stack.secrets["session_private_key"],
         "GIOVANG_API_ADMIN_KEY": stack.secrets["admin_key"],
+        "GIOVANG_API_SEALING_KEY": stack.secrets["sealing_key"],
         "GIOVANG_API_DEMO": "true",
         "GIOVANG_API_DEMO_PAYER_KEY": stack.secrets["demo_payer_key"],
         "GIOVANG_API_DEMO_MERCHANT_ID": stack.demo_merchant_id,
@@ -95,6 +97,11 @@ def watcher(stack: Stack) -> dict[str, str]:
         "GIOVANG_API_WATCHER_DATABASE_URL": stack.ledger.url("giovang_watcher"),
         "GIOVANG_API_REDIS_URL": stack.redis_url,
     }
+
+
+def auditor(stack: Stack) -> dict[str, str]:
+    """The verification of the audit trail, which reads as the operator."""
+    return {"GIOVANG_API_OPERATOR_URL": stack.ledger.url("giovang_operator")}
 
 
 def ledger_migrations(stack: Stack) -> dict[str, str]:

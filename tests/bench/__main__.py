@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import pipeline
+from tests.bench import core, pipeline
 from tests.bench.frame import BenchError, Options, Report, progress_to_stderr
 
 DEFAULT_SEED = 7
 BENCHES: dict[str, Callable[[Options], Report]] = {
+    core.NAME: core.run,
     pipeline.NAME: pipeline.run,
 }
 

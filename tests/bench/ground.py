@@ -63,7 +63,7 @@ class Ground:
 
     def warehouse(self) -> Server:
         """Return the Faust worker, not started; it is stopped with the ground."""
-        state = _own_folder(self.folder, "warehouse-state", None)
+        state = own_folder(self.folder, "warehouse-state", None)
         environment = {
             "GIOVANG_STREAMS_NATS_URL": self.nats_url,
             "GIOVANG_STREAMS_WAREHOUSE_URL": self.analytics.url("giovang_streams"),
@@ -120,7 +120,8 @@ def query(url: str, statement: LiteralString, *values: object) -> list[tuple[Any
         return cursor.fetchall() if cursor.description else []
 
 
-def _tree() -> PostgresTree:
+def postgres_tree() -> PostgresTree:
+    """Return the private PostgreSQL tree; raises BenchError where it is not whole."""
     given = os.environ.get("GIOVANG_TEST_POSTGRES_TREE")
     tree = PostgresTree(Path(given) if given else default_tree())
     if not tree.has_timescaledb:
@@ -130,14 +131,14 @@ def _tree() -> PostgresTree:
 
 def _clusters(parts: ExitStack, folder: Path) -> list[DatabaseServer]:
     """Start the ledger's and the warehouse's cluster."""
-    tree = _tree()
+    tree = postgres_tree()
     account = service_account()
     names = (*databases.LEDGER_ROLES, *databases.ANALYTICS_ROLES, *databases.SUPERUSERS)
     passwords = {name: secrets.token_hex(12) for name in names}
     stamped = []
     for describe in (databases.ledger_cluster, databases.analytics_cluster):
         cluster = describe(tree, folder, free_port(), passwords)
-        own = _own_folder(folder, cluster.name, account)
+        own = own_folder(folder, cluster.name, account)
         settings = {**cluster.settings, **STAMPED}
         stamped.append(replace(cluster, data=own / "data", settings=settings))
     with ThreadPoolExecutor() as workers:
@@ -171,7 +172,7 @@ def _apply_schemas(ground: Ground) -> None:
 
 def _nats(parts: ExitStack, folder: Path) -> str:
     account = service_account()
-    own = _own_folder(folder, "nats", account)
+    own = own_folder(folder, "nats", account)
     port, monitoring_port = free_port(), free_port()
     config = own / "nats.conf"
     # The product's own durability: every acknowledged message is on the disk.
@@ -193,7 +194,8 @@ def _nats(parts: ExitStack, folder: Path) -> str:
     return f"nats://127.0.0.1:{port}"
 
 
-def _own_folder(parent: Path, name: str, account: Account | None) -> Path:
+def own_folder(parent: Path, name: str, account: Account | None) -> Path:
+    """Make a folder that the service's account alone may enter."""
     folder = parent / name
     folder.mkdir(mode=0o700)
     if account is not None:

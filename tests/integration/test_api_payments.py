@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from api.database import new_id
-from tests.fixtures.api import ApiServer, Shop, make_api, problem, superuser
+from tests.fixtures.api import ApiServer, Shop, make_api, problem, settle, superuser
 from tests.fixtures.services import BrokerServer, DatabaseServer
 
 NO_CHAIN = "http://127.0.0.1:9"
@@ -117,7 +117,7 @@ def test_thirty_two_clients_with_one_key_make_one_payment(
     with superuser(ledger_database) as database:
         counts = database.execute(
             """SELECT (SELECT count(*) FROM payments WHERE merchant_id = %(id)s),
-                      (SELECT count(*) FROM payment_events WHERE merchant_id = %(id)s),
+                      (SELECT count(*) FROM merchant_events WHERE merchant_id = %(id)s),
                       (SELECT count(*) FROM audit_logs
                        WHERE merchant_id = %(id)s AND action = 'payment.created'),
                       (SELECT count(*) FROM idempotency_keys WHERE merchant_id = %(id)s)""",
@@ -204,6 +204,137 @@ def test_lists_are_paged_by_cursor_in_both_directions(shop: Shop) -> None:
         problem(shop.client.get(f"/api/v1/payments?{query}"), 422, "invalid_request")
     both = f"starting_after={made[0]}&ending_before={made[1]}"
     problem(shop.client.get(f"/api/v1/payments?{both}"), 422, "invalid_request")
+
+
+def test_lists_are_filtered(shop: Shop, ledger_database: DatabaseServer, api: ApiServer) -> None:
+    first = shop.create("1000", order_id="A-1", asset="USDT")
+    second = shop.create("2000", order_id="A-2", escrow=True)
+    third = shop.create("3000", order_id="A-2")
+    settle(api, ledger_database, third)
+
+    def ids(**query: Any) -> list[str]:
+        answer = shop.client.get("/api/v1/payments", params=query)
+        assert answer.status_code == 200, answer.text
+        return [payment["id"] for payment in answer.json()["data"]]
+
+    assert ids(order_id="A-2") == [third["id"], second["id"]]
+    assert ids(asset="USDT") == [first["id"]]
+    assert ids(escrow="true") == [second["id"]]
+    assert ids(escrow="false", order_id="A-2", status="completed") == [third["id"]]
+    assert ids(exception="late") == []
+    made = second["created_at"]
+    assert ids(created_gte=made) == [third["id"], second["id"]]
+    assert ids(created_gt=made) == [third["id"]]
+    assert ids(created_lt=made) == [first["id"]]
+    assert ids(created_lte=made, limit=1) == [second["id"]]
+    for query in ("exception=odd", "escrow=maybe", "created_gt=soon", "order_id=%00", "asset=BTC"):
+        problem(shop.client.get(f"/api/v1/payments?{query}"), 422, "invalid_request")
+
+
+def test_a_payment_is_read_with_the_parts_asked_for(
+    shop: Shop, ledger_database: DatabaseServer, api: ApiServer
+) -> None:
+    payment = shop.create("250000")
+    settle(api, ledger_database, payment)
+    plain = shop.payment(payment["id"])
+    parts = ["events", "refunds", "dispute", "transfers"]
+    assert not set(parts) & set(plain)
+    path = f"/api/v1/payments/{payment['id']}"
+    shown = shop.client.get(path, params={"expand[]": parts}).json()
+    assert [event["type"] for event in shown["events"]] == [
+        "payment.created",
+        "payment.pending",
+        "payment.confirming",
+        "payment.completed",
+    ]
+    assert shown["events"][-1]["data"]["object"] == plain
+    assert (shown["refunds"], shown["dispute"]) == ([], None)
+    (transfer,) = shown["transfers"]
+    assert (transfer["amount"], transfer["asset"]) == ("9.560230", "USDC")
+    assert transfer["payment_id"] == payment["id"]
+    assert {name: shown[name] for name in plain} == plain
+    listed = shop.client.get("/api/v1/payments", params={"expand[]": parts}).json()["data"]
+    assert set(listed[0]) == set(plain) | {"refunds", "dispute", "transfers"}
+    problem(shop.client.get(f"{path}?expand[]=secrets"), 422, "invalid_request")
+
+
+def test_only_the_merchants_own_words_change(
+    shop: Shop, api: ApiServer, ledger_database: DatabaseServer
+) -> None:
+    payment = shop.create("1000", order_id="1", description="x", metadata={"a": "1", "b": "2"})
+    path = f"/api/v1/payments/{payment['id']}"
+
+    def change(body: dict[str, Any]) -> dict[str, Any]:
+        answer = shop.client.patch(path, json=body)
+        assert answer.status_code == 200, answer.text
+        changed: dict[str, Any] = answer.json()
+        return changed
+
+    changed = change({"metadata": {"a": None, "c": "3"}, "order_id": "2"})
+    assert changed["metadata"] == {"b": "2", "c": "3"}
+    assert (changed["order_id"], changed["description"]) == ("2", "x")
+    assert change({"description": None})["description"] is None
+    assert change({"metadata": None})["metadata"] == {}
+    assert change({}) == shop.payment(payment["id"])
+    full = {f"k{number}": "v" * 500 for number in range(50)}
+    assert change({"metadata": full})["metadata"] == full
+    for body in (
+        {"metadata": {"one": "more"}},
+        {"metadata": {"k" * 41: "v"}},
+        {"metadata": {"k": "v" * 501}},
+        {"metadata": {"k": 1}},
+        {"amount": "1"},
+        {"status": "completed"},
+        {"order_id": 7},
+    ):
+        problem(shop.client.patch(path, json=body), 422, "invalid_request")
+    problem(api.shop().client.patch(path, json={"order_id": "3"}), 404, "not_found")
+    events = shop.client.get("/api/v1/events", params={"type": "payment.updated"}).json()["data"]
+    assert len(events) == 4
+    settle(api, ledger_database, payment)
+    assert change({"order_id": "after"})["status"] == "completed"
+
+
+def test_rates_are_listed_as_a_payment_would_count_them(shop: Shop) -> None:
+    listed = shop.client.get("/api/v1/rates").json()
+    assert [rate["pair"] for rate in listed["data"]] == ["USDC/VND", "USDT/VND"]
+    payment = shop.create("250000")
+    assert listed["data"][0]["value"] == payment["rate"]["value"] == payment["rate"]["mid"]
+    assert listed["data"][0]["source"] == payment["rate"]["source"] == "file"
+
+
+def test_a_spread_is_booked_apart(
+    ledger_database: DatabaseServer, redis_server: BrokerServer, tmp_path: Path
+) -> None:
+    server = make_api(
+        tmp_path,
+        ledger_database,
+        redis_server.url,
+        rpc_url=NO_CHAIN,
+        rates_sources='["static"]',
+        rates_static='{"USDC/VND": "26150", "USDT/VND": "26120"}',
+        rates_spread_bps="50",
+    )
+    server.start()
+    shop = server.shop()
+    payment = shop.create("250000")
+    assert (payment["rate"]["value"], payment["rate"]["mid"]) == ("26019.25", "26150")
+    settle(server, ledger_database, payment)
+    with superuser(ledger_database) as database:
+        booked = database.execute(
+            """SELECT a.kind, p.amount_minor FROM ledger_postings AS p
+               JOIN ledger_accounts AS a ON a.id = p.account_id
+               JOIN ledger_entries AS e ON e.id = p.entry_id
+               WHERE e.payment_id = %s AND p.asset = 'VND'""",
+            (payment["id"],),
+        ).fetchall()
+    assert dict(booked) == {
+        "liquidity": 251_256,
+        "merchant_available": -247_500,
+        "fee_revenue": -2_500,
+        "spread_revenue": -1_256,
+    }
+    server.stop()
 
 
 def test_health_documentation_and_a_clean_end(

@@ -111,7 +111,7 @@ def transfer_of(database: DatabaseServer, signature: str) -> tuple[str | None, s
 def events_of(database: DatabaseServer, payment_id: str) -> list[str]:
     with superuser(database) as connection:
         rows = connection.execute(
-            "SELECT type FROM payment_events WHERE payment_id = %s ORDER BY seq", (payment_id,)
+            "SELECT type FROM merchant_events WHERE payment_id = %s ORDER BY seq", (payment_id,)
         )
         return [kind for (kind,) in rows]
 
@@ -195,7 +195,7 @@ def test_confirming_is_shown_before_anything_is_booked(
     shop.wait(payment["id"], "completed")
     with superuser(ledger_database) as connection:
         row = connection.execute(
-            """SELECT (SELECT created_at FROM payment_events
+            """SELECT (SELECT created_at FROM merchant_events
                        WHERE payment_id = %(id)s AND type = 'payment.confirming')
                       < (SELECT created_at FROM ledger_entries WHERE payment_id = %(id)s)""",
             {"id": payment["id"]},
@@ -355,6 +355,32 @@ def test_while_the_network_is_away_nothing_expires_and_nothing_is_lost(
     assert watcher.process.poll() is None
     network.start()
     assert shop.wait(payment["id"], "completed")["received"] == "9.560230"
+
+
+def test_escrow_goes_to_the_shop_on_its_day_also_while_the_network_is_away(
+    *,
+    api: ApiServer,
+    shop: Shop,
+    payer: PayerWallet,
+    network: LocalnetServer,
+    ledger_database: DatabaseServer,
+) -> None:
+    payment = shop.create("250000", escrow=True)
+    pay(payer, api, PRICE, payment["reference"])
+    shop.wait(payment["id"], "escrow_held")
+    delivered = shop.post(f"/api/v1/payments/{payment['id']}/deliver", {}).json()
+    assert delivered["status"] == "awaiting_release"
+    network.stop()
+    with superuser(ledger_database) as database:
+        database.execute("SET session_replication_role = replica")
+        database.execute(
+            "UPDATE payments SET escrow_release_due_at = now() WHERE id = %s", (payment["id"],)
+        )
+    done = shop.wait(payment["id"], "completed")
+    network.start()
+    assert (done["escrow_released_by"], done["fee"]) == ("timer", str(FEE))
+    kinds = [kind for kind, _ in entries_of(ledger_database, payment["id"])]
+    assert kinds == ["escrow_held", "escrow_released"]
 
 
 def test_a_second_watcher_waits_for_the_seat(

@@ -11,7 +11,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
-from infra.demo.history import PaymentStep, Period, batches
+from infra.demo.history import PaymentStep, PayoutStep, Period, RefundStep, batches
 from infra.demo.loader import HistoryRefusedError, Ledger, Outcome
 from infra.demo.merchants import PROFILES
 from infra.stack.process import base_environment
@@ -40,11 +40,14 @@ ROWS: dict[str, LiteralString] = {
         FROM ledger_postings AS p JOIN ledger_accounts AS a ON a.id = p.account_id
         ORDER BY p.entry_id, p.seq""",
     "balances": """
-        SELECT merchant_id, kind, asset, posted_minor FROM ledger_accounts
-        ORDER BY merchant_id, kind, asset""",
+        SELECT path, posted_minor, held_minor FROM ledger_accounts ORDER BY path""",
+    "holds": """
+        SELECT h.id, a.path, h.amount_minor, h.status, h.idempotency_key, h.refund_id, h.payout_id,
+               h.entry_id, h.expires_at, h.created_at, h.status_at
+        FROM ledger_holds AS h JOIN ledger_accounts AS a ON a.id = h.account_id ORDER BY h.id""",
     "events": """
-        SELECT merchant_id, seq, payment_id, type, data, created_at FROM payment_events
-        ORDER BY merchant_id, seq""",
+        SELECT merchant_id, mode, seq, payment_id, refund_id, payout_id, type, data, created_at
+        FROM merchant_events ORDER BY merchant_id, mode, seq""",
 }
 
 MakeLedger = Callable[[str], str]
@@ -123,8 +126,24 @@ def test_every_state_that_was_invented_is_an_event(loaded: str) -> None:
         for step in batch.steps
         if isinstance(step, PaymentStep)
     ]
-    stored = query(loaded, "SELECT payment_id, type, created_at FROM payment_events")
+    invented += [
+        (step.refund.id, f"refund.{step.status}", step.at)
+        for batch in batches(PERIOD)
+        for step in batch.steps
+        if isinstance(step, RefundStep)
+    ]
+    invented += [
+        (step.id, f"payout.{step.status}", step.at)
+        for batch in batches(PERIOD)
+        for step in batch.steps
+        if isinstance(step, PayoutStep)
+    ]
+    stored = query(
+        loaded,
+        "SELECT coalesce(refund_id, payout_id, payment_id), type, created_at FROM merchant_events",
+    )
     assert len(invented) > 900
+    assert {kind for _, kind, _ in invented} >= {"refund.completed", "payout.settled"}
     assert sorted(stored) == sorted(invented)
 
 
@@ -136,6 +155,26 @@ def test_each_entry_sums_to_zero_in_each_asset(loaded: str) -> None:
         " GROUP BY entry_id, asset HAVING sum(amount_minor) <> 0",
     )
     assert off_balance == []
+
+
+def test_what_was_promised_is_held_until_it_is_moved(loaded: str) -> None:
+    promises = query(
+        loaded,
+        """SELECT coalesce(r.status, p.status), h.status, count(*),
+                  count(*) FILTER (WHERE h.amount_minor <> coalesce(r.amount_minor, p.amount_minor))
+           FROM ledger_holds AS h LEFT JOIN refunds AS r ON r.id = h.refund_id
+           LEFT JOIN payouts AS p ON p.id = h.payout_id
+           GROUP BY 1, 2 ORDER BY 1""",
+    )
+    assert [(status, held, wrong) for status, held, _, wrong in promises] == [
+        ("completed", "posted", 0),
+        ("settled", "posted", 0),
+    ]
+    whole = "SELECT (SELECT count(*) FROM refunds) + (SELECT count(*) FROM payouts)"
+    assert sum(number for _, _, number, _ in promises) == count(loaded, whole)
+    assert count(loaded, "SELECT count(*) FROM payouts WHERE approved_by = requested_by") == 0
+    assert count(loaded, "SELECT count(*) FROM ledger_accounts WHERE held_minor <> 0") == 0
+    assert count(loaded, "SELECT count(*) FROM ledger_accounts WHERE mode <> 'test'") == 0
 
 
 def test_balances_are_the_sums_of_their_postings(loaded: str) -> None:
@@ -152,7 +191,7 @@ def test_each_merchants_events_are_numbered_without_a_gap_in_order_of_time(loade
     per_merchant = query(
         loaded,
         "SELECT e.merchant_id, count(*), min(seq), max(seq), c.last_seq"
-        " FROM payment_events AS e JOIN merchant_event_counters AS c USING (merchant_id)"
+        " FROM merchant_events AS e JOIN merchant_event_counters AS c USING (merchant_id, mode)"
         " GROUP BY e.merchant_id, c.last_seq",
     )
     assert len(per_merchant) == len(PROFILES)
@@ -163,14 +202,16 @@ def test_each_merchants_events_are_numbered_without_a_gap_in_order_of_time(loade
     backwards = count(
         loaded,
         "SELECT count(*) FROM (SELECT created_at < lag(created_at) OVER (PARTITION BY merchant_id"
-        " ORDER BY seq) AS earlier FROM payment_events) AS ordered WHERE earlier",
+        " ORDER BY seq) AS earlier FROM merchant_events) AS ordered WHERE earlier",
     )
     assert backwards == 0
 
 
 def test_completed_payments_and_only_they_are_booked_in_full(loaded: str) -> None:
     completed = set(
-        query(loaded, "SELECT id, amount_minor, fee_minor FROM payments WHERE status = 'completed'")
+        query(
+            loaded, "SELECT id, settled_minor, fee_minor FROM payments WHERE status = 'completed'"
+        )
     )
     booked = set(
         query(

@@ -95,9 +95,11 @@ def product(
         env={
             **common,
             "GIOVANG_API_DATABASE_URL": ledger_database.url("giovang_api"),
+            "GIOVANG_API_OPERATOR_URL": ledger_database.url("giovang_operator"),
             "GIOVANG_API_PORT": str(port),
             "GIOVANG_API_ADMIN_KEY": admin_key,
             "GIOVANG_API_SESSION_PRIVATE_KEY": base64.b64encode(os.urandom(32)).decode(),
+            "GIOVANG_API_SEALING_KEY": base64.b64encode(os.urandom(32)).decode(),
         },
     )
     notices = NotifySocket(service_folder / "demo-watcher.notify", None)

@@ -33,7 +33,15 @@ SERVICES = {
 }
 # Which of the secrets each room may hold, by the name they have in secrets.json.
 ALLOWED = {
-    "api": {"giovang_api", "redis", "admin_key", "session_private_key", "demo_payer_key"},
+    "api": {
+        "giovang_api",
+        "giovang_operator",
+        "redis",
+        "admin_key",
+        "session_private_key",
+        "sealing_key",
+        "demo_payer_key",
+    },
     "watcher": {"giovang_watcher", "redis"},
     "capture": {"giovang_capture"},
     "warehouse": {"giovang_streams"},

@@ -1,6 +1,7 @@
 """The contract's words agree with themselves and with the migrations that enforce them."""
 
 import re
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from api.contract import (
     PUBLICATION,
     TRANSITIONS,
     Asset,
+    HoldStatus,
     PaymentStatus,
     PayoutStatus,
     RefundStatus,
@@ -21,7 +23,12 @@ from api.contract import (
 from api.ledger.model import AccountKind, EntryKind
 
 SQL = Path(__file__).resolve().parents[3] / "api" / "migrations" / "sql"
-STATUSES = {"payment": PaymentStatus, "refund": RefundStatus, "payout": PayoutStatus}
+STATUSES: dict[str, tuple[str, type[StrEnum]]] = {
+    "payment": ("created", PaymentStatus),
+    "refund": ("requested", RefundStatus),
+    "payout": ("requested", PayoutStatus),
+    "hold": ("pending", HoldStatus),
+}
 
 
 def sql(pattern: str) -> str:
@@ -30,8 +37,9 @@ def sql(pattern: str) -> str:
 
 
 def test_migrations_seed_the_transitions_of_the_contract() -> None:
-    text = sql("040_*.sql") + sql("060_*.sql")
-    seeded = set(re.findall(r"\('(payment|refund|payout)',\s*'(\w+)',\s*'(\w+)'\)", text))
+    text = sql("040_*.sql") + sql("060_*.sql") + sql("120_*.sql").partition("INSERT INTO")[2]
+    step = r"\('(payment|refund|payout|hold)',\s*'(\w+)',\s*'(\w+)'(?:,\s*(?:true|false))?\)"
+    seeded = set(re.findall(step, text))
     stated = {
         (subject, before, after)
         for subject, steps in TRANSITIONS.items()
@@ -43,8 +51,8 @@ def test_migrations_seed_the_transitions_of_the_contract() -> None:
 
 @pytest.mark.parametrize("subject", TRANSITIONS)
 def test_every_status_is_reachable_and_named(subject: str) -> None:
-    named = {status.value for status in STATUSES[subject]}
-    first = "created" if subject == "payment" else "requested"
+    first, statuses = STATUSES[subject]
+    named = {status.value for status in statuses}
     reached, open_ends = {first}, [first]
     while open_ends:
         for after in TRANSITIONS[subject].get(open_ends.pop(), ()):
@@ -56,7 +64,9 @@ def test_every_status_is_reachable_and_named(subject: str) -> None:
 
 def test_final_statuses_lead_nowhere() -> None:
     finals = {status for status in PaymentStatus if is_final("payment", status)}
-    assert finals == {"completed", "expired", "failed", "resolved"}
+    assert finals == {"completed", "failed", "resolved"}
+    assert may_move("payment", "expired", "confirming")
+    assert not may_move("payment", "expired", "pending")
     assert not may_move("payment", "completed", "pending")
     assert not may_move("payment", "created", "completed")
     assert may_move("payment", "confirming", "completed")
@@ -70,7 +80,7 @@ def test_publication_and_tables_are_those_of_the_migration() -> None:
 
 
 def test_ledger_kinds_are_allowed_by_the_migration() -> None:
-    text = sql("050_*.sql")
+    text = sql("120_*.sql")
     for kind in (*AccountKind, *EntryKind):
         assert f"'{kind.value}'" in text, kind
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 
 from api.checkout import page
+from api.checkout.links import Purpose
 from api.contract import USDC_MINT, PaymentException, PaymentStatus
 from api.payments.model import Payment
 
@@ -112,3 +113,62 @@ def test_every_exception_tells_the_payer_what_to_do(exception: PaymentException,
 
 def test_both_languages_say_the_same_things() -> None:
     assert page.WORDS["vi"].keys() == page.WORDS["en"].keys()
+
+
+# Escrow.
+
+ESCROW = replace(PAYMENT, status="escrow_held", is_escrow=True, settled_minor=250_000)
+
+
+@pytest.mark.parametrize("status", ["escrow_held", "awaiting_release"])
+def test_the_payer_may_act_while_the_money_is_held(status: str) -> None:
+    payment = replace(ESCROW, status=status)
+    assert page.actions(payment) == ("release", "dispute")
+    shown = page.render(
+        payment,
+        merchant_name="Phở",
+        timezone="Asia/Ho_Chi_Minh",
+        lang="en",
+        demo=False,
+        tokens={"release": 'a"b', "dispute": "c"},
+    )
+    assert f'href="/order/{payment.id}/release?token=a&quot;b"' in shown
+    assert f'href="/order/{payment.id}/dispute?token=c"' in shown
+
+
+@pytest.mark.parametrize(
+    "status", ["created", "pending", "confirming", "completed", "disputed", "resolved", "expired"]
+)
+def test_there_is_nothing_to_do_before_and_after(status: str) -> None:
+    assert page.actions(replace(ESCROW, status=status)) == ()
+
+
+@pytest.mark.parametrize("purpose", ["release", "dispute"])
+@pytest.mark.parametrize("lang", ["vi", "en"])
+def test_a_question_acts_by_its_button_alone(purpose: Purpose, lang: str) -> None:
+    shown = page.render_question(ESCROW, purpose, 'x"y', merchant_name="<b>Phở</b>", lang=lang)
+    assert f'<form method="post" action="/order/{ESCROW.id}/{purpose}">' in shown
+    assert 'name="token" value="x&quot;y"' in shown
+    assert "<b>" not in shown
+    assert "refresh" not in shown
+    assert ("<textarea" in shown) == (purpose == "dispute")
+
+
+def test_the_day_of_release_is_said() -> None:
+    payment = replace(ESCROW, status="awaiting_release", escrow_release_due_at=NOW)
+    assert "Goes to the shop by itself on" in render(payment, lang="en")
+    assert "09:00 31/01/2026" in render(payment, lang="en")
+
+
+def test_how_an_exception_ended_is_said() -> None:
+    late = replace(PAYMENT, status="expired", exception="late")
+    assert "after the end" in render(late, lang="en")
+    assert "sent back" in render(replace(late, exception_outcome="refunded"), lang="en")
+    accepted = replace(late, status="completed", exception_outcome="accepted")
+    assert "after the end" not in render(accepted, lang="en")
+
+
+def test_nobody_waits_before_an_expired_page() -> None:
+    assert "refresh" not in render(replace(PAYMENT, status="expired"))
+    assert 'http-equiv="refresh" content="3"' in render(PAYMENT)
+    assert 'http-equiv="refresh" content="60"' in render(ESCROW)

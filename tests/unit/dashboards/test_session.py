@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,7 +12,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dashboards.session import Refusal, SessionError, exchange, verify
+from dashboards import session
+from dashboards.session import Refusal, SessionError, exchange, is_due, rotate, verify
+from dashboards.settings import DashboardSettings
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 A_DAY_S = 86_400
@@ -150,3 +153,111 @@ def test_what_cannot_be_right_is_not_sent(email: str, password: str, refusal: Re
     with pytest.raises(SessionError) as caught:
         exchange(email, password, "http://api", transport=answering(unexpected))
     assert caught.value.refusal is refusal
+
+
+@pytest.mark.parametrize(
+    ("ends_in_s", "logged_in_s_ago", "due"),
+    [
+        (3600, 0, False),
+        (901, 2700, False),
+        (899, 2700, True),
+        (60, 3600, True),
+        # Its successor would end no later: twelve hours after logging in.
+        (600, 12 * 3600 - 600, False),
+        (600, None, False),
+    ],
+)
+def test_a_token_is_exchanged_when_it_nears_an_end_that_can_be_put_off(
+    ends_in_s: int, logged_in_s_ago: int | None, due: bool
+) -> None:
+    now = int(time.time())
+    logged_in = None if logged_in_s_ago is None else now - logged_in_s_ago
+    assert is_due(signed(exp=now + ends_in_s, auth_time=logged_in), now) is due
+
+
+def test_a_token_is_exchanged_at_the_api() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(201, json={"token": "next"})
+
+    assert rotate("t", "http://api", transport=answering(answer)) == "next"
+    assert (seen[0].method, seen[0].url.path) == ("POST", "/api/v1/sessions/rotate")
+    assert seen[0].headers["authorization"] == "Bearer t"
+
+
+def test_a_session_ended_elsewhere_is_over() -> None:
+    with pytest.raises(SessionError) as caught:
+        rotate("t", "http://api", transport=answering(lambda _: httpx.Response(401)))
+    assert caught.value.refusal is Refusal.EXPIRED
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(503),
+        httpx.Response(429),
+        httpx.Response(201, text="<html>"),
+        httpx.Response(201, json={}),
+        httpx.Response(201, json={"token": 7}),
+    ],
+)
+def test_an_api_that_cannot_say_leaves_the_token_as_it_is(response: httpx.Response) -> None:
+    assert rotate("t", "http://api", transport=answering(lambda _: response)) is None
+
+
+def test_an_api_that_is_away_leaves_the_token_as_it_is() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        message = "connection refused"
+        raise httpx.ConnectError(message, request=request)
+
+    assert rotate("t", "http://api", transport=answering(refuse)) is None
+
+
+def page(monkeypatch: pytest.MonkeyPatch, token: str, successor: object) -> tuple[Any, Any, Any]:
+    """Rerun a page twice that holds `token`; return its merchants, what it keeps, what it asked."""
+    state: dict[str, Any] = {"session_token": token}
+    asked: list[str] = []
+
+    def exchanged(old: str, _: str) -> object:
+        asked.append(old)
+        if isinstance(successor, SessionError):
+            raise successor
+        return successor
+
+    monkeypatch.setattr(session, "st", SimpleNamespace(session_state=state))
+    monkeypatch.setattr(session, "rotate", exchanged)
+    public = base64.b64encode(KEY.public_key().public_bytes_raw()).decode()
+    settings = DashboardSettings.model_validate(
+        {"warehouse_url": "x", "api_url": "http://api", "session_public_key": public}
+    )
+    merchants = [session.current_merchant(settings) for _ in range(2)]
+    return merchants, state, asked
+
+
+def test_a_page_goes_on_with_the_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = int(time.time())
+    old, new = signed(exp=now + 60, auth_time=now - 60), signed(auth_time=now - 60)
+    merchants, state, asked = page(monkeypatch, old, new)
+    assert [merchant.id for merchant in merchants] == [MERCHANT_ID] * 2
+    assert state["session_token"] == new
+    assert asked == [old]
+
+
+def test_a_page_asks_once_a_minute_while_the_api_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = int(time.time())
+    old = signed(exp=now + 60, auth_time=now - 60)
+    merchants, state, asked = page(monkeypatch, old, None)
+    assert [merchant.id for merchant in merchants] == [MERCHANT_ID] * 2
+    assert state["session_token"] == old
+    assert asked == [old]
+
+
+def test_a_page_of_a_session_ended_elsewhere_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = int(time.time())
+    old = signed(exp=now + 60, auth_time=now - 60)
+    merchants, state, _ = page(monkeypatch, old, SessionError(Refusal.EXPIRED))
+    assert merchants == [None, None]
+    assert "session_token" not in state
+    assert state["session_parting"] is Refusal.EXPIRED

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from infra.demo.entries import Entry, entries_of
-from infra.demo.history import PaymentStep, Period, Step, batches
+from infra.demo.entries import Entry, Hold, entries_of, holds_of
+from infra.demo.history import PaymentStep, PayoutStep, Period, RefundStep, Step, batches
 
 PERIOD = Period(3, datetime(2026, 6, 30, 10, tzinfo=UTC), days=60, payments_per_day=150)
 
@@ -18,6 +18,16 @@ def booked() -> list[tuple[Step, Entry]]:
         for batch in batches(PERIOD)
         for step in batch.steps
         for entry in entries_of(PERIOD.seed, step)
+    ]
+
+
+@pytest.fixture(scope="module")
+def held() -> list[tuple[Step, Hold]]:
+    return [
+        (step, hold)
+        for batch in batches(PERIOD)
+        for step in batch.steps
+        for hold in holds_of(PERIOD.seed, step)
     ]
 
 
@@ -35,31 +45,42 @@ def test_all_kinds_occur_and_ids_and_keys_are_unique(booked: list[tuple[Step, En
         "payment_completed",
         "payment_overpaid",
         "transfer_suspended",
-        "refund_requested",
         "refund_completed",
-        "payout_requested",
         "payout_completed",
     }
     assert len({entry.id for _, entry in booked}) == len(booked)
     assert len({entry.idempotency_key for _, entry in booked}) == len(booked)
 
 
-def test_tokens_booked_are_tokens_received(booked: list[tuple[Step, Entry]]) -> None:
-    received: Counter[str] = Counter()
+def test_tokens_booked_are_tokens_received_and_sent_back(
+    booked: list[tuple[Step, Entry]],
+) -> None:
+    expected: Counter[str] = Counter()
     pooled: Counter[str] = Counter()
     for step, entry in booked:
+        moved = sum(leg.amount_minor for leg in entry.legs if leg.kind == "crypto_pool")
         if isinstance(step, PaymentStep):
-            received[step.payment.id] = step.state.received_minor
-            pooled[step.payment.id] += sum(
-                leg.amount_minor for leg in entry.legs if leg.kind == "crypto_pool"
-            )
-    assert pooled == received
+            expected[step.payment.id] = step.state.received_minor
+            pooled[step.payment.id] += moved
+        elif isinstance(step, RefundStep):
+            refund = step.refund
+            assert 0 < refund.token_amount_minor <= refund.payment.asset_amount_minor
+            assert moved == -refund.token_amount_minor
+    assert pooled == expected
 
 
-def test_reserved_money_is_released_in_full(booked: list[tuple[Step, Entry]]) -> None:
-    for kind in ("refunds_payable", "payouts_reserved"):
-        amounts = [
-            leg.amount_minor for _, entry in booked for leg in entry.legs if leg.kind == kind
-        ]
-        assert amounts
-        assert sum(amounts) == 0
+def test_each_promise_is_held_once_and_moved_in_full(
+    booked: list[tuple[Step, Entry]], held: list[tuple[Step, Hold]]
+) -> None:
+    kinds = Counter(type(step) for step, _ in held)
+    assert kinds[RefundStep] > 20
+    assert kinds[PayoutStep] > 20
+    assert PaymentStep not in kinds
+    assert len({hold.idempotency_key for _, hold in held}) == len(held)
+    promised = {hold.id: hold.amount_minor for _, hold in held}
+    moved = {
+        entry.posts_hold: entry.legs[0].amount_minor for _, entry in booked if entry.posts_hold
+    }
+    assert {entry.legs[0].kind for _, entry in booked if entry.posts_hold} == {"merchant_available"}
+    assert len(promised) == len(held)
+    assert moved == promised

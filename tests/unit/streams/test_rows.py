@@ -17,7 +17,9 @@ def payment(status: str = "completed", **changes: Any) -> Row:
     """Map a payment event that reached `status`."""
     row = ledger.payment_row(1, status, AT, **changes)
     message = ledger.event_message(ledger.change("payments", row, position=7, ordinal=2, at=AT))
-    return row_for(Table.PAYMENT_ANALYTICS, message.subject, message.payload)
+    mapped = row_for(Table.PAYMENT_ANALYTICS, message.subject, message.payload)
+    assert mapped is not None
+    return mapped
 
 
 def test_a_payment_becomes_a_row_with_exact_amounts() -> None:
@@ -55,6 +57,25 @@ def test_a_payment_becomes_a_row_with_exact_amounts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "settled", "expected"),
+    [
+        ("completed", "240000", 240_000),  # accepted though it was too little
+        ("completed", "0", 250_000),
+        ("completed", None, 250_000),  # from before payments said what was settled
+        ("escrow_held", "240000", 240_000),
+        ("resolved", "240000", 240_000),
+        ("created", "0", 250_000),
+        ("confirming", "240000", 250_000),  # not settled yet, whatever the column says
+    ],
+)
+def test_a_settled_payment_is_worth_what_was_settled(
+    status: str, settled: str | None, expected: int
+) -> None:
+    told = {} if settled is None else {"settled_minor": settled}
+    assert payment(status, amount_minor="250000", **told).values[2] == Decimal(expected)
+
+
+@pytest.mark.parametrize(
     ("units", "expected"),
     [
         ("5000", "0.00"),  # half a cent goes to the even neighbour
@@ -85,6 +106,7 @@ def test_an_amount_is_an_integer_written_as_text(minor: object) -> None:
         ({"status_at": "2026-01-31T17:30:00"}, "without time zone"),
         ({"merchant_id": None}, "text expected"),
         ({"amount_minor": None}, "minor units"),
+        ({"settled_minor": "1.5"}, "minor units"),
     ],
 )
 def test_what_does_not_fit_is_poison(changes: dict[str, Any], reason: str) -> None:
@@ -144,6 +166,7 @@ def test_a_refund_and_a_merchant_become_rows() -> None:
     refund = ledger.refund_row(3, "requested", AT)
     message = ledger.event_message(ledger.change("refunds", refund, position=9, ordinal=1, at=AT))
     row = row_for(Table.REFUNDS, message.subject, message.payload)
+    assert row is not None
     assert row.values[2:7] == (
         refund["id"],
         refund["payment_id"],
@@ -156,7 +179,19 @@ def test_a_refund_and_a_merchant_become_rows() -> None:
         ledger.change("merchants", merchant, position=9, ordinal=2, at=AT)
     )
     row = row_for(Table.MERCHANTS, message.subject, message.payload)
+    assert row is not None
     assert row.values[:6] == (merchant["id"], "Quán 4", "coffee", "Asia/Ho_Chi_Minh", "VN", None)
+
+
+@pytest.mark.parametrize("source", ["excess", "suspense"])
+def test_a_refund_of_what_was_never_the_merchants_is_no_row(source: str) -> None:
+    refund = {**ledger.refund_row(3, "completed", AT), "source": source, "asset": "USDC"}
+    message = ledger.event_message(ledger.change("refunds", refund, position=9, ordinal=1, at=AT))
+    assert row_for(Table.REFUNDS, message.subject, message.payload) is None
+    refund["source"] = "payment"
+    message = ledger.event_message(ledger.change("refunds", refund, position=9, ordinal=1, at=AT))
+    with pytest.raises(PoisonEventError, match="not in VND"):
+        row_for(Table.REFUNDS, message.subject, message.payload)
 
 
 def test_the_watermark_is_read_from_headers_alone() -> None:

@@ -12,12 +12,13 @@ statements took several times the processor time. SQLAlchemy serves Alembic.
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
@@ -39,17 +40,46 @@ _SESSION_LIMITS = {
     "idle_in_transaction_session_timeout": "15s",
     "timezone": "UTC",
 }
+# now() stands alone in the row: what set_config returns is not asked for.
 _BEGIN_FOR = """
-    SELECT now(),
-           set_config('giovang.merchant_id', %(merchant_id)s, true),
-           set_config('giovang.actor', %(actor)s, true),
-           set_config('giovang.request_id', %(request_id)s, true)
+    SELECT now()
+    FROM (SELECT set_config('giovang.merchant_id', %(merchant_id)s, true),
+                 set_config('giovang.actor', %(actor)s, true),
+                 set_config('giovang.request_id', %(request_id)s, true)) AS identity
+"""
+_BEGIN_CLAIMING = """
+    SELECT * FROM begin_claiming(
+        %(merchant_id)s, %(actor)s, %(request_id)s, %(key)s, %(namespace)s)
 """
 
 
+class _Clock:
+    """Moments and random bits for ids, each pair after the one before (RFC 9562, 6.2 method 2)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = (0, 0)
+
+    def tick(self) -> tuple[int, int]:
+        """Return Unix milliseconds and 74 bits; within a millisecond the bits grow at random."""
+        now = (time.time_ns() // 1_000_000, secrets.randbits(74))
+        with self._lock:
+            if now[0] <= self._last[0]:
+                count = (self._last[0] << 74 | self._last[1]) + 1 + (now[1] >> 42)
+                now = (count >> 74, count & ((1 << 74) - 1))
+            self._last = now
+        return now
+
+
+_clock = _Clock()
+
+
 def new_id(prefix: str) -> str:
-    """Return a new id: `prefix_` and a UUIDv7 in 26 Crockford characters, which sort by time."""
-    return encode_id(prefix, time.time_ns() // 1_000_000, secrets.randbits(74))
+    """Return a new id: `prefix_` and a UUIDv7 in 26 Crockford characters.
+
+    Ids sort by time, and those of one process in the order they were made.
+    """
+    return encode_id(prefix, *_clock.tick())
 
 
 def encode_id(prefix: str, unix_ms: int, noise: int) -> str:
@@ -75,6 +105,23 @@ class Identity:
     request_id: str | None = None
 
 
+class Claiming(NamedTuple):
+    """An idempotency key to hold from the unit's first statement on, told apart by a namespace."""
+
+    key: str
+    namespace: str
+
+
+class Begun(NamedTuple):
+    """How a unit of work began; beyond the moment it is of the key it claimed, if it did."""
+
+    at: datetime
+    held: bool = True
+    request_hash: bytes | None = None
+    status: int | None = None
+    body: str | None = None
+
+
 class Unit:
     """The open unit of work: typed reads and queued writes inside one database transaction."""
 
@@ -82,8 +129,9 @@ class Unit:
         self, connection: AsyncConnection[Any], identity: Identity, begun: AsyncCursor[Any]
     ) -> None:
         self._connection = connection
-        self._begun = begun
-        self._now: datetime | None = None
+        self._cursor = begun
+        self._begun: Begun | None = None
+        self._refusals: dict[str, GiovangError] = {}
         self.identity = identity
 
     @property
@@ -126,12 +174,27 @@ class Unit:
 
     async def now(self) -> datetime:
         """Return the moment this unit of work began, by the database's clock."""
-        if self._now is None:
-            row = await self._begun.fetchone()
+        return (await self.begun()).at
+
+    async def begun(self) -> Begun:
+        """Return how this unit of work began."""
+        if self._begun is None:
+            row = await self._cursor.fetchone()
             if row is None:
                 raise RuntimeError("a row was certain and is missing")
-            self._now = row[0]
-        return self._now
+            self._begun = Begun(*row)
+        return self._begun
+
+    def expect_refusal(self, constraint: str, error: GiovangError) -> None:
+        """Have the unit of work end in `error` where PostgreSQL refuses by that constraint.
+
+        For queued writes, whose refusal may appear anywhere after them, the COMMIT included.
+        """
+        self._refusals[constraint] = error
+
+    def meaning_of(self, refusal: psycopg.errors.IntegrityError) -> GiovangError | None:
+        """Return the error that a queued write said a refusal would mean."""
+        return self._refusals.get(refusal.diag.constraint_name or "")
 
 
 class Database:
@@ -162,7 +225,9 @@ class Database:
         await self._pool.close(timeout=5)
 
     @asynccontextmanager
-    async def unit_of_work(self, identity: Identity) -> AsyncIterator[Unit]:
+    async def unit_of_work(
+        self, identity: Identity, *, claiming: Claiming | None = None
+    ) -> AsyncIterator[Unit]:
         """Open a database transaction for `identity`; commit at the end, or roll back on an error.
 
         Raises DatabaseUnavailable where PostgreSQL cannot be reached, a limit of time was hit or a
@@ -172,19 +237,21 @@ class Database:
         """
         with _unavailable():
             async with self._pool.connection() as connection:
+                unit: Unit | None = None
                 try:
                     async with connection.pipeline():
                         await connection.execute("BEGIN")
-                        begun = await connection.execute(
-                            _BEGIN_FOR,
-                            {
-                                "merchant_id": identity.merchant_id or "",
-                                "actor": identity.actor,
-                                "request_id": identity.request_id or "",
-                            },
+                        unit = Unit(
+                            connection, identity, await _begin(connection, identity, claiming)
                         )
-                        yield Unit(connection, identity, begun)
+                        yield unit
                         await connection.execute("COMMIT")
+                except psycopg.errors.IntegrityError as refusal:
+                    await _roll_back(connection)
+                    meant = None if unit is None else unit.meaning_of(refusal)
+                    if meant is not None:
+                        raise meant from refusal
+                    raise
                 except BaseException:
                     await _roll_back(connection)
                     raise
@@ -278,6 +345,20 @@ def _unavailable() -> Iterator[None]:
         yield
     except (psycopg.OperationalError, PoolTimeout, PoolClosed) as failure:
         raise DatabaseUnavailable("try again in a moment") from failure
+
+
+async def _begin(
+    connection: AsyncConnection[Any], identity: Identity, claiming: Claiming | None
+) -> AsyncCursor[Any]:
+    """Queue the statement that says whose the unit of work is; its row becomes a Begun."""
+    parameters = {
+        "merchant_id": identity.merchant_id or "",
+        "actor": identity.actor,
+        "request_id": identity.request_id or "",
+    }
+    if claiming is None:
+        return await connection.execute(_BEGIN_FOR, parameters)
+    return await connection.execute(_BEGIN_CLAIMING, {**parameters, **claiming._asdict()})
 
 
 async def _roll_back(connection: AsyncConnection[Any]) -> None:

@@ -11,10 +11,9 @@ from typing import Any, Final, LiteralString
 
 import orjson
 
-from api.database import Unit
+from api.database import Claiming, Unit
 from api.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 
-_CLAIM: Final[LiteralString] = "SELECT * FROM claim_idempotency_key(%(key)s, %(namespace)s)"
 _KEEP_ANSWER: Final[LiteralString] = """
     INSERT INTO idempotency_keys
         (merchant_id, key, request_hash, response_status, response_body)
@@ -35,6 +34,11 @@ class Request:
     digest: bytes
     namespace: str
 
+    @property
+    def claiming(self) -> Claiming:
+        """What the unit of work of this request holds."""
+        return Claiming(self.key, self.namespace)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -42,14 +46,6 @@ class Answer:
 
     status: int
     body: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    held: bool
-    request_hash: bytes | None
-    status: int | None
-    body: str | None
 
 
 def request_digest(operation: str, content: dict[str, Any]) -> bytes:
@@ -62,12 +58,13 @@ def request_digest(operation: str, content: dict[str, Any]) -> bytes:
 
 
 async def claim(unit: Unit, request: Request) -> Answer | None:
-    """Hold the key until the unit of work ends; return the answer it already has, if any.
+    """Return the answer that the key has already, if any; the unit of work holds it to its end.
 
-    Raises IdempotencyKeyInProgress where another request holds it now, IdempotencyKeyReused where
-    it was answered for another content.
+    The unit was opened with `claiming=request.claiming`. Raises IdempotencyKeyInProgress where
+    another request holds the key now, IdempotencyKeyReused where it was answered for another
+    content.
     """
-    found = await unit.one(_Claim, _CLAIM, {"key": request.key, "namespace": request.namespace})
+    found = await unit.begun()
     if not found.held:
         raise IdempotencyKeyInProgress("wait for the first request, or send it again in a second")
     if found.request_hash is None or found.status is None or found.body is None:

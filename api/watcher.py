@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, LiteralString
 
+import psycopg
+
 from api.audit import service as audit
 from api.audit.sealing import Sealer
 from api.chain import store as chain_store
@@ -38,7 +40,7 @@ from api.chain.rpc import ChainReader
 from api.chain.solana_pay import token_account
 from api.contract import Asset
 from api.database import Database, Identity, Leadership
-from api.errors import ChainUnavailable, Conflict, DatabaseUnavailable
+from api.errors import ChainUnavailable, Conflict, DatabaseUnavailable, GiovangError
 from api.payments import escrow, settlement
 from api.payments import store as payments
 from api.payouts import service as payouts
@@ -160,29 +162,42 @@ class Watcher:
         for line, answer in zip(lines, answers, strict=True):
             if isinstance(answer, UnreadableTransaction) and not self._give_up(line, answer):
                 return False
-            if answer is _NOT_YET:
+            if isinstance(answer, _NotYet):
                 # Listed, but the node that was asked does not have it: it lags, and so do we.
                 return False
-            async with self._database.unit_of_work(_WATCHER) as unit:
-                if isinstance(answer, Receipt):
-                    grace_s = self._settings.expiry_grace_s
-                    await settlement.settle(unit, answer, grace_s=grace_s)
-                    done.settled += 1
-                elif isinstance(answer, UnreadableTransaction):
-                    await audit.record(
-                        unit,
-                        action="transfer.set_aside",
-                        subject_type="transfer",
-                        subject_id=line.signature,
-                        after={"token_account": account.address, "reason": str(answer)},
-                    )
-                await chain_store.move_cursor(
-                    unit, account.address, Cursor(line.signature, line.slot)
-                )
+            cursor = Cursor(line.signature, line.slot)
+            try:
+                await self._deal_with(account, answer, cursor)
+            except (DatabaseUnavailable, ChainUnavailable):
+                raise
+            except (GiovangError, psycopg.IntegrityError) as refusal:
+                if not isinstance(answer, Receipt) or not self._give_up(line, refusal):
+                    return False
+                async with self._database.unit_of_work(_WATCHER) as unit:
+                    await settlement.set_aside(unit, answer, reason=type(refusal).__name__)
+                    await chain_store.move_cursor(unit, account.address, cursor)
+            done.settled += isinstance(answer, Receipt)
             self._attempts.pop(line.signature, None)
             self._shown.pop((line.signature, account.address), None)
             self._progress("settling")
         return True
+
+    async def _deal_with(
+        self, account: TokenAccount, answer: Receipt | UnreadableTransaction | None, cursor: Cursor
+    ) -> None:
+        """Book what a finalized line brought, if anything, and move the cursor past it."""
+        async with self._database.unit_of_work(_WATCHER) as unit:
+            if isinstance(answer, Receipt):
+                await settlement.settle(unit, answer, grace_s=self._settings.expiry_grace_s)
+            elif answer is not None:
+                await audit.record(
+                    unit,
+                    action="transfer.set_aside",
+                    subject_type="transfer",
+                    subject_id=cursor.signature,
+                    after={"token_account": account.address, "reason": str(answer)},
+                )
+            await chain_store.move_cursor(unit, account.address, cursor)
 
     async def _show(
         self, account: TokenAccount, lines: Sequence[SignatureInfo], done: Sweep
@@ -216,18 +231,20 @@ class Watcher:
         except UnreadableTransaction as problem:
             return problem
 
-    def _give_up(self, line: SignatureInfo, problem: UnreadableTransaction) -> bool:
-        """Say whether an unreadable line was tried often enough to set it aside for a person.
+    def _give_up(self, line: SignatureInfo, problem: Exception) -> bool:
+        """Say whether a line was tried often enough to set it aside for a person.
 
-        Otherwise anyone could stop every payment with one odd chain transaction.
+        Otherwise anyone could stop every payment with one chain transaction that cannot be read,
+        and one payment whose books were put right by hand could stop all others.
         """
         attempts = self._attempts.get(line.signature, 0) + 1
         self._attempts[line.signature] = attempts
         _log.error(
-            "chain transaction is not readable",
+            "chain transaction cannot be dealt with",
             signature=line.signature,
             attempt=attempts,
-            reason=str(problem),
+            problem=type(problem).__name__,
+            reason=str(problem) if isinstance(problem, UnreadableTransaction) else None,
         )
         return attempts >= _ATTEMPTS_TO_READ
 

@@ -186,7 +186,7 @@ async def answer_once(
     status: int,
 ) -> Response:
     """Do the work and keep its answer in one unit of work, or replay the answer already kept."""
-    async with database.unit_of_work(identity) as unit:
+    async with database.unit_of_work(identity, claiming=request.claiming) as unit:
         kept = await idempotency.claim(unit, request)
         if kept is not None:
             return json_answer(kept.body, status=kept.status, replayed=True)

@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final
 
-from api.contract import DECIMALS, VND
+from api.contract import DECIMALS, VND, PaymentStatus
 from ingest.contract import HEADER_COMMITTED_AT, HEADER_EVENT_ID, ChangeEvent, EventId, Operation
 from streams.contract import Table
 
@@ -146,6 +146,9 @@ def _settled(row: dict[str, Any], status: str) -> Decimal:
     Events from before a payment could be settled in part do not tell, and were settled in full.
     """
     settled = amount(row.get("settled_minor") or "0", VND)
+    if status == PaymentStatus.RESOLVED:
+        # Of a dispute the payer won, nothing is the merchant's.
+        return settled
     return settled if settled and status in _SETTLED else amount(row["amount_minor"], VND)
 
 

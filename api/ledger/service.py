@@ -8,9 +8,8 @@ Lock order, everywhere: the subject's row (payment, refund, payout), its merchan
 then accounts. Accounts are locked in the order of their paths until the unit of work ends.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
+from typing import Final
 
 from api.database import Unit, refused_by
 from api.errors import Conflict, FieldError, InsufficientBalance, InvalidRequest, NotFound
@@ -26,19 +25,20 @@ from api.ledger.model import (
 )
 from api.security import Mode
 
+_OVERDRAWN: Final = "ledger_accounts_never_overdrawn"
 
-async def post_entry(unit: Unit, entry: Entry, *, posts_hold: str | None = None) -> str:
-    """Book a balanced entry and return its id; posted again under its key, it is booked once.
 
+async def post_entry(unit: Unit, entry: Entry, *, posts_hold: str | None = None) -> None:
+    """Book a balanced entry; posted again under its key, it is booked once.
+
+    The write is queued, so that accounts are locked no longer than it takes PostgreSQL to commit.
     With `posts_hold`, the id of a pending hold, the entry ends that hold and must move exactly its
-    amount. Raises InsufficientBalance where an account would be overdrawn, Conflict where the hold
-    is not pending any more.
+    amount. The unit of work ends in InsufficientBalance where an account would be overdrawn, in
+    Conflict where the hold is not pending any more.
     """
-    with (
-        _within_balance(),
-        refused_by("ledger_holds_pending", Conflict("what was held is no longer held")),
-    ):
-        return await store.post(unit, entry, posts_hold)
+    unit.expect_refusal(_OVERDRAWN, _too_much())
+    unit.expect_refusal("ledger_holds_pending", Conflict("what was held is no longer held"))
+    await store.post(unit, entry, posts_hold)
 
 
 async def reverse_entry(unit: Unit, entry_id: str, *, key: str, reason: str) -> str:
@@ -49,7 +49,7 @@ async def reverse_entry(unit: Unit, entry_id: str, *, key: str, reason: str) -> 
     """
     await get_entry(unit, entry_id)
     with (
-        _within_balance(),
+        refused_by(_OVERDRAWN, _too_much()),
         refused_by("ledger_entries_reverses_id_key", Conflict("this entry is reversed already")),
     ):
         return await store.reverse(unit, entry_id, key=key, reason=reason)
@@ -61,7 +61,7 @@ async def place_hold(unit: Unit, hold: Hold) -> str:
     Raises InsufficientBalance where less is available. At commit the hold must agree with its
     subject: see migration 130.
     """
-    with _within_balance():
+    with refused_by(_OVERDRAWN, _too_much()):
         return await store.place_hold(unit, hold)
 
 
@@ -128,10 +128,5 @@ async def trial_balance(unit: Unit, mode: Mode) -> list[TrialLine]:
     return await store.trial_balance(unit, mode)
 
 
-@contextmanager
-def _within_balance() -> Iterator[None]:
-    with refused_by(
-        "ledger_accounts_never_overdrawn",
-        InsufficientBalance("ask for at most the available balance"),
-    ):
-        yield
+def _too_much() -> InsufficientBalance:
+    return InsufficientBalance("ask for at most the available balance")

@@ -142,8 +142,8 @@ _TRIAL_BALANCE: Final[LiteralString] = """
 """
 
 
-async def post(unit: Unit, entry: Entry, posts_hold: str | None) -> str:
-    """Send the entry to PostgreSQL; return the id of the entry that stands under its key."""
+async def post(unit: Unit, entry: Entry, posts_hold: str | None) -> None:
+    """Queue the entry for PostgreSQL."""
     parameters: dict[str, Any] = {
         "id": new_id("ent"),
         "mode": entry.mode,
@@ -160,8 +160,7 @@ async def post(unit: Unit, entry: Entry, posts_hold: str | None) -> str:
         "leg_assets": [leg.asset for leg in entry.legs],
         "leg_amounts": [leg.amount_minor for leg in entry.legs],
     }
-    booked_id: str = await unit.value(_POST_ENTRY, parameters)
-    return booked_id
+    await unit.run(_POST_ENTRY, parameters)
 
 
 async def reverse(unit: Unit, entry_id: str, *, key: str, reason: str) -> str:

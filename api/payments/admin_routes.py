@@ -1,6 +1,7 @@
 """HTTP for admins: disputes, refunds that were sent, and money that names nobody.
 
-These take no Idempotency-Key: each names the one thing it changes, which changes once.
+Asking for a refund takes an Idempotency-Key. The others need none: each names the one thing it
+changes, which changes once.
 """
 
 from typing import Annotated
@@ -8,10 +9,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api.contract import RefundStatus
-from api.database import Unit
+from api.database import Identity, Unit
 from api.errors import Conflict, InsufficientBalance, NotFound, RefundExceedsPayment
+from api.idempotency import request_digest
 from api.paging import Paging, by_id, paging
-from api.payments import escrow, exceptions, refunds, store
+from api.payments import escrow, exceptions, refunds, service, store
 from api.payments.model import (
     AssignTransfer,
     CompleteRefund,
@@ -22,7 +24,15 @@ from api.payments.model import (
     ResolveDispute,
     ReturnTransfer,
 )
-from api.payments.params import AUTH, DisputeAdmin, PaymentAdmin, PaymentPath, RefundAdmin
+from api.payments.params import (
+    AUTH,
+    ONCE,
+    DisputeAdmin,
+    Key,
+    PaymentAdmin,
+    PaymentPath,
+    RefundAdmin,
+)
 from api.payments.views import (
     DisputeList,
     PaymentView,
@@ -35,8 +45,15 @@ from api.payments.views import (
     present_refund,
     present_transfer,
 )
-from api.people.auth import identity_of
-from api.web import json_answer, operator_of, problems, settings_of
+from api.people.auth import identity_of, once
+from api.web import (
+    answer_once,
+    json_answer,
+    operator_of,
+    problems,
+    request_id_of,
+    settings_of,
+)
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 RefundPath = Annotated[RefundId, Path(examples=["rfd_01jz8w5k6h7m9n0p2q3r4s5t6v"])]
@@ -93,16 +110,23 @@ async def _present(request: Request, unit: Unit, payment: Payment) -> PaymentVie
     "/payments/{payment_id}/refunds",
     status_code=201,
     response_model=RefundView,
-    responses=problems(*AUTH, NotFound, Conflict, RefundExceedsPayment, InsufficientBalance),
+    responses=problems(*AUTH, *ONCE, NotFound, Conflict, RefundExceedsPayment, InsufficientBalance),
     summary="Request a refund for a payer",
 )
 async def request_refund(
-    request: Request, payment_id: PaymentPath, body: CreateRefund, admin: RefundAdmin
+    request: Request, payment_id: PaymentPath, body: CreateRefund, admin: RefundAdmin, key: Key
 ) -> Response:
     """Hold a payer's money for going back, without the merchant: after a dispute, say."""
-    async with operator_of(request).unit_of_work(identity_of(request, admin)) as unit:
-        refund = await refunds.request_refund(unit, payment_id, body, mode=None)
-    return json_answer(present_refund(refund).model_dump_json(), status=201)
+    operator = operator_of(request)
+    async with operator.unit_of_work(identity_of(request, admin)) as unit:
+        merchant_id = (await service.get(unit, payment_id)).merchant_id
+
+    async def work(unit: Unit) -> RefundView:
+        return present_refund(await refunds.request_refund(unit, payment_id, body, mode=None))
+
+    digest = request_digest("request refund", {"payment_id": payment_id, **body.model_dump()})
+    identity = Identity(admin.actor, merchant_id, request_id_of(request))
+    return await answer_once(operator, identity, once(admin, key, digest), work, status=201)
 
 
 @router.get(

@@ -100,7 +100,7 @@ async def _part_of_payment(unit: Unit, payment: Payment, body: CreateRefund) -> 
         raise Conflict(f"only a settled payment can be refunded, this one is {payment.status}")
     share = await refund_store.share(unit, payment.id)
     if share is None:
-        raise RuntimeError("a settled payment was settled by tokens")
+        raise Conflict("what settled this payment was reversed: the ledger keeps nothing for it")
     left = payment.settled_minor - share.returned_minor
     amount = _wanted(body, payment.currency, left)
     tokens = tokens_of_share(

@@ -22,6 +22,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
+from api.audit import service as audit
 from api.chain import store as chain_store
 from api.chain.model import KnownTransfer, Receipt
 from api.contract import Asset, PaymentException, PaymentStatus
@@ -170,16 +171,33 @@ async def settle(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
     return payment.id
 
 
+async def set_aside(unit: Unit, receipt: Receipt, *, reason: str) -> None:
+    """Book a finalized receipt as nobody's, for an admin to assign: its payment cannot take it."""
+    if await chain_store.finalize(unit, receipt, None):
+        await post_entry(unit, _suspended(receipt, None, receipt.amount_minor))
+    await audit.record(
+        unit,
+        action="transfer.set_aside",
+        subject_type="transfer",
+        subject_id=receipt.signature,
+        after={"token_account": receipt.account.address, "reason": reason},
+    )
+
+
 async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) -> None:
     """Book a finalized receipt as this payment's, which the unit of work has locked.
 
     The caller makes sure that it does so once.
     """
     terms = await store.terms(unit, payment.merchant_id)
+    held_minor = 0
+    if payment.status in _OPEN and payment.received_minor:
+        # The ledger's word, not the payment's: what came before may have been reversed.
+        held_minor = await store.suspended(unit, payment)
     decision = decide(
         payment,
         receipt,
-        held_minor=payment.received_minor if payment.status in _OPEN else 0,
+        held_minor=held_minor,
         grace_s=grace_s,
         tolerance_bps=terms.tolerance_bps,
     )

@@ -126,7 +126,7 @@ def creation(merchants: Sequence[str], key_digests: Sequence[bytes], order_id: s
     return _script(
         len(merchants),
         [people._AUTHENTICATE],
-        ["BEGIN", product._BEGIN_FOR, idempotency._CLAIM],
+        ["BEGIN", product._BEGIN_CLAIMING],
         [payments._ADD, idempotency._KEEP_ANSWER, "COMMIT"],
         values=values,
     )
@@ -154,7 +154,7 @@ def posting(run: str, merchants: Sequence[str]) -> str:
     }
     # The product does so in a unit of work that names no merchant.
     begin = product._BEGIN_FOR.replace("%(merchant_id)s", "''")
-    return _script(len(merchants), ["BEGIN", begin, ledger._POST_ENTRY], ["COMMIT"], values=values)
+    return _script(len(merchants), ["BEGIN", begin, ledger._POST_ENTRY, "COMMIT"], values=values)
 
 
 def _script(merchants: int, *pipelines: Sequence[str], values: Mapping[str, str]) -> str:

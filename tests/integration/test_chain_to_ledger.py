@@ -462,3 +462,33 @@ def test_a_confirmed_transfer_that_vanishes_is_taken_back(
     pay(payer, api, PRICE, payment["reference"])
     shop.wait(payment["id"], "completed")
     assert [kind for kind, _ in entries_of(ledger_database, payment["id"])] == ["payment_completed"]
+
+
+def test_a_payment_that_cannot_take_its_money_stops_no_other(
+    payer: PayerWallet, api: ApiServer, shop: Shop, ledger_database: DatabaseServer
+) -> None:
+    stuck, other = shop.create(), shop.create()
+    # The key under which the payment would be booked is taken by something else.
+    with superuser(ledger_database) as database:
+        database.execute(
+            """SELECT ledger_post_entry(
+                   giovang_id('ent'), 'test', NULL, 'transfer_suspended',
+                   'payment_completed:' || %s, '', NULL, NULL, NULL, NULL,
+                   ARRAY[NULL, NULL]::text[], ARRAY['crypto_pool', 'liquidity'],
+                   ARRAY['USDC', 'USDC'], ARRAY[1, -1]::bigint[])""",
+            (stuck["id"],),
+        )
+    signature = pay(payer, api, PRICE, stuck["reference"])
+    pay(payer, api, PRICE, other["reference"])
+    shop.wait(other["id"], "completed")
+    assert shop.payment(stuck["id"])["status"] == "confirming"
+    assert transfer_of(ledger_database, signature) == (None, "finalized", PRICE)
+    with superuser(ledger_database) as database:
+        booked = database.execute(
+            "SELECT kind, payment_id FROM ledger_entries WHERE description = %s", (signature,)
+        ).fetchall()
+        told = database.execute(
+            "SELECT action FROM audit_logs WHERE subject_id = %s", (signature,)
+        ).fetchall()
+    assert booked == [("transfer_suspended", None)]
+    assert told == [("transfer.set_aside",)]

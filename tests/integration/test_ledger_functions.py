@@ -83,7 +83,11 @@ def token_entry(amount: int, key: str | None = None) -> Entry:
 
 async def post(pool: Database, entry: Entry) -> str:
     async with pool.unit_of_work(Identity("test", entry.merchant_id)) as unit:
-        return await service.post_entry(unit, entry)
+        await service.post_entry(unit, entry)
+        booked: str = await unit.value(
+            "SELECT id FROM ledger_entries WHERE idempotency_key = %(key)s", {"key": entry.key}
+        )
+        return booked
 
 
 async def at_once(work: Callable[[int], Awaitable[Any]], count: int = CLIENTS) -> list[Any]:

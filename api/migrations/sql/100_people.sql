@@ -164,21 +164,33 @@ CREATE TRIGGER api_keys_guard BEFORE UPDATE ON api_keys
 ALTER TABLE idempotency_keys DROP CONSTRAINT idempotency_keys_key_check;
 ALTER TABLE idempotency_keys ADD CONSTRAINT idempotency_keys_key_check
     CHECK (length(key) BETWEEN 1 AND 300);
-CREATE FUNCTION claim_idempotency_key(wanted text, namespace text)
-RETURNS TABLE (held boolean, request_hash bytea, status int, body text)
+-- Begin a unit of work that answers once: say whose it is, hold the key of the tenant until the
+-- database transaction ends, and return the answer it has, if any; held is false where another
+-- request holds it now. One statement, because every request that writes makes it. The answer is
+-- read once the key is held, with a snapshot of its own, so it shows what the holder before has
+-- committed.
+CREATE FUNCTION begin_claiming(
+    for_merchant text, acting text, for_request text, wanted text, namespace text)
+RETURNS TABLE (began_at timestamptz, held boolean, request_hash bytea, status int, body text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public
+SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
-    held := pg_try_advisory_xact_lock(hashtextextended(giovang_tenant() || ' ' || wanted, 0));
+    PERFORM set_config('giovang.merchant_id', for_merchant, true),
+            set_config('giovang.actor', acting, true),
+            set_config('giovang.request_id', for_request, true);
+    began_at := now();
+    held := pg_try_advisory_xact_lock(hashtextextended(for_merchant || ' ' || wanted, 0));
     IF held THEN
         SELECT k.request_hash, k.response_status, k.response_body
         INTO request_hash, status, body
         FROM idempotency_keys AS k
-        WHERE k.merchant_id = giovang_tenant() AND k.key IN (namespace || ':' || wanted, wanted)
+        WHERE k.merchant_id = for_merchant AND k.key IN (namespace || ':' || wanted, wanted)
         ORDER BY k.key = wanted
         LIMIT 1;
     END IF;
     RETURN NEXT;
 END
 $$;
-GRANT EXECUTE ON FUNCTION claim_idempotency_key(text, text) TO giovang_api, giovang_operator;
+GRANT EXECUTE ON FUNCTION begin_claiming(text, text, text, text, text)
+    TO giovang_api, giovang_operator;

@@ -179,7 +179,7 @@ END
 $$;
 
 -- What the ledger ever set aside for a payment as `source` (excess or suspense), less what was used
--- for it, before refunds; in units of the token.
+-- for it, before refunds; in units of the token, and in the books of the payment's mode alone.
 CREATE FUNCTION held_for_payment(payment text, source text, token text) RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
 AS $$
@@ -194,7 +194,8 @@ BEGIN
         JOIN ledger_postings AS p ON p.entry_id = e.id
         JOIN ledger_accounts AS a ON a.id = p.account_id
         WHERE e.payment_id = payment AND e.refund_id IS NULL AND p.asset = token
-          AND a.kind = CASE source WHEN 'excess' THEN 'payer_excess' ELSE 'suspense' END), 0);
+          AND a.kind = CASE source WHEN 'excess' THEN 'payer_excess' ELSE 'suspense' END
+          AND a.mode = (SELECT mode FROM payments WHERE id = payment)), 0);
 END
 $$;
 GRANT EXECUTE ON FUNCTION held_for_payment(text, text, text)

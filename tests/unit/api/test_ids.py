@@ -52,3 +52,8 @@ def test_new_ids_differ_and_match_the_pattern_of_the_database() -> None:
 
 def test_sqlalchemy_is_told_the_driver() -> None:
     assert sqlalchemy_url("postgresql://u:p@h:1/d") == "postgresql+psycopg://u:p@h:1/d"
+
+
+def test_ids_of_one_process_sort_as_they_were_made() -> None:
+    made = [new_id("pay") for _ in range(5_000)]
+    assert made == sorted(set(made))

@@ -340,13 +340,43 @@ AS $$
 DECLARE
     shard_key CONSTANT text := coalesce(for_payment, entry_key);
     paths     text[];
-    amounts   bigint[];
+    amounts   bigint[] := leg_amounts;
     draws     boolean;
     our_paths text[];
     wanted    int;
     booked_id text;
     is_same   boolean;
 BEGIN
+    -- The entry, its indexes and its audit row need no account, so they are written before any is
+    -- locked: what one merchant's entries do one after the other is the less.
+    INSERT INTO ledger_entries (id, merchant_id, kind, payment_id, payout_id, refund_id,
+                                idempotency_key, description)
+    VALUES (entry_id, entry_merchant, entry_kind, for_payment, for_payout, for_refund,
+            entry_key, entry_description)
+    ON CONFLICT (idempotency_key) DO NOTHING
+    RETURNING id INTO booked_id;
+    IF NOT FOUND THEN
+        -- Shards are left out: what was drawn from the pool then may come from elsewhere now.
+        SELECT e.id, NOT EXISTS (
+                   SELECT FROM (
+                       SELECT coalesce(merchant, '') AS merchant, kind, asset, -sum(amount) AS amount
+                       FROM unnest(leg_merchants, leg_kinds, leg_assets, leg_amounts)
+                            AS l (merchant, kind, asset, amount) GROUP BY 1, 2, 3
+                       UNION ALL
+                       SELECT coalesce(a.merchant_id, ''), a.kind, a.asset, sum(p.amount_minor)
+                       FROM ledger_postings AS p JOIN ledger_accounts AS a ON a.id = p.account_id
+                       WHERE p.entry_id = e.id AND a.mode = entry_mode GROUP BY 1, 2, 3) AS leg
+                   GROUP BY leg.merchant, leg.kind, leg.asset HAVING sum(leg.amount) <> 0)
+        INTO booked_id, is_same
+        FROM ledger_entries AS e
+        WHERE e.idempotency_key = entry_key AND e.kind = entry_kind;
+        IF is_same IS NOT TRUE THEN
+            RAISE EXCEPTION 'key % already booked another entry', entry_key
+                USING ERRCODE = 'unique_violation', CONSTRAINT = 'ledger_entries_idempotency_key_key';
+        END IF;
+        RETURN booked_id;
+    END IF;
+
     SELECT array_agg(path ORDER BY leg), count(DISTINCT path),
            bool_or(kind = 'crypto_pool' AND amount < 0)
     INTO paths, wanted, draws
@@ -354,16 +384,14 @@ BEGIN
                  ledger_path(entry_mode, merchant, kind, asset, shard_key) AS path
           FROM unnest(leg_merchants, leg_kinds, leg_assets, leg_amounts) WITH ORDINALITY
                AS l (merchant, kind, asset, amount, leg)) AS legs;
-    amounts := leg_amounts;
 
     -- To open an account may mean to wait for another who opens it, so it comes before any lock.
-    IF EXISTS (SELECT FROM unnest(paths) AS p
-               WHERE NOT EXISTS (SELECT FROM ledger_accounts AS a WHERE a.path = p)) THEN
+    IF wanted <> (SELECT count(*) FROM ledger_accounts AS a WHERE a.path = ANY (paths)) THEN
         PERFORM ledger_open_accounts(paths);
     END IF;
 
-    -- Accounts before entry and postings. The other way round each foreign key first takes a weaker
-    -- lock on the account and then has to raise it: less than half as many entries a second.
+    -- Accounts before postings. The other way round each foreign key first takes a weaker lock on
+    -- the account and then has to raise it: less than half as many entries a second.
     IF draws THEN
         WITH ours AS (
             SELECT a.path FROM ledger_accounts AS a
@@ -379,47 +407,18 @@ BEGIN
         WHERE a.path = ANY (paths) ORDER BY a.path FOR NO KEY UPDATE;
     END IF;
 
-    INSERT INTO ledger_entries (id, merchant_id, kind, payment_id, payout_id, refund_id,
-                                idempotency_key, description)
-    VALUES (entry_id, entry_merchant, entry_kind, for_payment, for_payout, for_refund,
-            entry_key, entry_description)
-    ON CONFLICT (idempotency_key) DO NOTHING
-    RETURNING id INTO booked_id;
-
-    IF FOUND THEN
-        IF posts_hold IS NOT NULL THEN
-            UPDATE ledger_holds SET status = 'posted', entry_id = booked_id
-            WHERE id = posts_hold AND status = 'pending';
-            IF NOT FOUND THEN
-                RAISE EXCEPTION 'hold % is not pending', posts_hold
-                    USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_pending';
-            END IF;
+    IF posts_hold IS NOT NULL THEN
+        UPDATE ledger_holds SET status = 'posted', entry_id = booked_id
+        WHERE id = posts_hold AND status = 'pending';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'hold % is not pending', posts_hold
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_pending';
         END IF;
-        INSERT INTO ledger_postings (entry_id, seq, merchant_id, account_id, asset, amount_minor)
-        SELECT booked_id, leg, a.merchant_id, a.id, a.asset, amount
-        FROM unnest(paths, amounts) WITH ORDINALITY AS l (path, amount, leg)
-        JOIN ledger_accounts AS a ON a.path = l.path;
-        RETURN booked_id;
     END IF;
-
-    -- Shards are left out: what was drawn from the pool then may come from elsewhere now.
-    SELECT e.id, NOT EXISTS (
-               SELECT FROM (
-                   SELECT coalesce(merchant, '') AS merchant, kind, asset, -sum(amount) AS amount
-                   FROM unnest(leg_merchants, leg_kinds, leg_assets, leg_amounts)
-                        AS l (merchant, kind, asset, amount) GROUP BY 1, 2, 3
-                   UNION ALL
-                   SELECT coalesce(a.merchant_id, ''), a.kind, a.asset, sum(p.amount_minor)
-                   FROM ledger_postings AS p JOIN ledger_accounts AS a ON a.id = p.account_id
-                   WHERE p.entry_id = e.id AND a.mode = entry_mode GROUP BY 1, 2, 3) AS leg
-               GROUP BY leg.merchant, leg.kind, leg.asset HAVING sum(leg.amount) <> 0)
-    INTO booked_id, is_same
-    FROM ledger_entries AS e
-    WHERE e.idempotency_key = entry_key AND e.kind = entry_kind;
-    IF is_same IS NOT TRUE THEN
-        RAISE EXCEPTION 'key % already booked another entry', entry_key
-            USING ERRCODE = 'unique_violation', CONSTRAINT = 'ledger_entries_idempotency_key_key';
-    END IF;
+    INSERT INTO ledger_postings (entry_id, seq, merchant_id, account_id, asset, amount_minor)
+    SELECT booked_id, leg, a.merchant_id, a.id, a.asset, amount
+    FROM unnest(paths, amounts) WITH ORDINALITY AS l (path, amount, leg)
+    JOIN ledger_accounts AS a ON a.path = l.path;
     RETURN booked_id;
 END
 $$;

@@ -5,7 +5,12 @@ from typing import Any, Final
 
 from api.security import api_key_digest
 from tests.bench import core_baselines
-from tests.bench.core_ground import CoreGround, core_ground
+from tests.bench.core_ground import (
+    API_PROCESSES,
+    CONNECTIONS_IN_ALL,
+    CoreGround,
+    core_ground,
+)
 from tests.bench.frame import BenchError, Options, Report, percentile
 from tests.bench.ground import query
 from tests.bench.postings_load import completion
@@ -13,7 +18,6 @@ from tests.bench.postings_load import completion
 NAME = "core"
 SHOPS: Final = 8
 CONNECTIONS: Final = 16
-POOL_SIZE: Final = 12  # the API's own default, so pgbench gets as many
 WORKERS: Final = 8
 SHARDED_MERCHANTS: Final = 64
 LOAD_GRACE_S: Final = 60.0
@@ -22,9 +26,9 @@ HTTP_ORDER: Final = "bench-http"
 PGBENCH_ORDER: Final = "bench-pgbench"
 
 METHOD = """\
-Real PostgreSQL and Redis with the product's settings (synchronous commit on), the API as one
-process, all on this machine, clients included; one measurement at a time, {warm_up_s} s of warm-up
-and {measured_s} s that count, a checkpoint and VACUUM ANALYZE before each. Creations: POST
+Real PostgreSQL and Redis with the product's settings (synchronous commit on), the API as {apis}
+processes, all on this machine, clients included; one measurement at a time, {warm_up_s} s of
+warm-up and {measured_s} s that count, a checkpoint and VACUUM ANALYZE before each. Creations: POST
 /api/v1/payments by {connections} keep-alive connections of {shops} merchants, each sending its next
 request when the last is answered, every answer checked to be 201 and every key new; p50 and p99
 from sending to the whole answer, in the client; the limit per key is set out of reach (its bucket
@@ -32,7 +36,7 @@ in Redis is asked all the same). Postings: {workers} connections book the five l
 payment through api.ledger.service.post_entry as giovang_watcher, one entry in one unit of work, on
 one merchant (hot) or {sharded} merchants in turn (sharded); per_s counts entries, legs_per_s their
 legs. pgbench sends the same statements with values it computes itself, prepared, in the same
-pipelines, as the same roles, by as many connections ({pool} as the API's pool has, {workers} for
+pipelines, as the same roles, by as many connections ({pool} as the API's pools have, {workers} for
 postings). cpu_percent is the processor time of a part during the creations, of one core. At the end
 SQL counts that each creation that was answered exists once, with one event, one audit row and one
 kept answer, that each entry that was booked exists once, and that the books balance."""
@@ -52,7 +56,7 @@ def run(options: Options) -> Report:
     """Measure payments created over HTTP and entries booked, beside pgbench's same statements."""
     times = SHORT if options.short else FULL
     with core_ground(options) as ground:
-        shops = [ground.api.shop() for _ in range(SHOPS)]
+        shops = [ground.apis[0].shop() for _ in range(SHOPS)]
         figures: dict[str, float] = {}
         baselines: dict[str, float] = {}
         created = _creations(ground, options, times, [shop.key for shop in shops], figures)
@@ -62,10 +66,11 @@ def run(options: Options) -> Report:
             PGBENCH_ORDER,
         )
         options.progress("the same statements by pgbench")
-        measured = _pgbench(ground, script, "giovang_api", POOL_SIZE, times)
+        measured = _pgbench(ground, script, "giovang_api", CONNECTIONS_IN_ALL, times)
         baselines["pgbench_creates_per_s"] = measured.per_s
         _check_creations(ground, {HTTP_ORDER: created, PGBENCH_ORDER: measured.done})
-        ground.api.stop()
+        for api in ground.apis:
+            api.stop()
         for name, merchants in (
             ("hot", ground.merchants(1)),
             ("sharded", ground.merchants(SHARDED_MERCHANTS)),
@@ -87,11 +92,12 @@ def run(options: Options) -> Report:
         method=" ".join(METHOD.split()).format(
             warm_up_s=times.warm_up_s,
             measured_s=times.measured_s,
+            apis=API_PROCESSES,
             connections=CONNECTIONS,
             shops=SHOPS,
             workers=WORKERS,
             sharded=SHARDED_MERCHANTS,
-            pool=POOL_SIZE,
+            pool=CONNECTIONS_IN_ALL,
         ),
         figures=figures,
         baselines=baselines,
@@ -117,7 +123,7 @@ def _creations(
         "tests.bench.http_load",
         {
             "host": "127.0.0.1",
-            "port": int(ground.api.base_url.rpartition(":")[2]),
+            "ports": [int(api.base_url.rpartition(":")[2]) for api in ground.apis],
             "keys": keys,
             "connections": CONNECTIONS,
             "warm_up_s": times.warm_up_s,

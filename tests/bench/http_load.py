@@ -21,10 +21,10 @@ _END_OF_HEAD = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to send: connections take the keys in turn; only answers after the warm-up count."""
+    """What to send: connections take ports and keys in turn; only answers after warm-up count."""
 
     host: str
-    port: int
+    ports: list[int]
     keys: list[str]
     connections: int
     warm_up_s: float
@@ -113,14 +113,15 @@ class _Client:
             {"amount": "250000", "currency": "VND", "asset": "USDC", "order_id": load.order_id}
         ).encode()
         for number in range(load.connections):
+            port = load.ports[number % len(load.ports)]
             head = (
-                f"POST /api/v1/payments HTTP/1.1\r\nHost: {load.host}:{load.port}\r\n"
-                f"Authorization: Bearer {load.keys[number % len(load.keys)]}\r\n"
+                f"POST /api/v1/payments HTTP/1.1\r\nHost: {load.host}:{port}\r\n"
+                f"Authorization: Bearer {load.keys[number // len(load.ports) % len(load.keys)]}\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
                 "Idempotency-Key: "
             ).encode()
             connection = _Connection(self, number, head, _END_OF_HEAD + body)
-            await loop.create_connection(lambda made=connection: made, load.host, load.port)  # type: ignore[misc]
+            await loop.create_connection(lambda made=connection: made, load.host, port)  # type: ignore[misc]
             self._open.add(connection)
         self._begin = time.perf_counter()
         for connection in list(self._open):

@@ -22,6 +22,7 @@ def test_roles_have_their_passwords_and_no_powers(ledger_cluster: DatabaseServer
     assert roles == [
         ("giovang_api", False, False, False),
         ("giovang_capture", False, False, True),
+        ("giovang_operator", False, False, False),
         ("giovang_owner", False, False, False),
         ("giovang_watcher", False, False, False),
     ]

@@ -228,7 +228,8 @@ def test_what_follows_goes_on_where_the_past_ended(old_ledger: LedgerDatabase) -
         merchant = f"mer_{1:026}"
         database.execute("SELECT set_config('giovang.merchant_id', %s, false)", (merchant,))
         kept = database.execute(
-            "SELECT status, body FROM claim_idempotency_key('order-1', %s)", (mode,)
+            "SELECT status, body FROM begin_claiming(%s, 'test', '', 'order-1', %s)",
+            (merchant, mode),
         ).fetchone()
         assert kept == (201, '{"id": "pay"}')
         write_payment(database, merchant, mode)

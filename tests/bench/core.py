@@ -26,8 +26,8 @@ HTTP_ORDER: Final = "bench-http"
 PGBENCH_ORDER: Final = "bench-pgbench"
 
 METHOD = """\
-Real PostgreSQL and Redis with the product's settings (synchronous commit on), the API as {apis}
-processes, all on this machine, clients included; one measurement at a time, {warm_up_s} s of
+Real PostgreSQL and Redis with the product's settings (synchronous commit on), the API in {apis}
+process, all on this machine, clients included; one measurement at a time, {warm_up_s} s of
 warm-up and {measured_s} s that count, a checkpoint and VACUUM ANALYZE before each. Creations: POST
 /api/v1/payments by {connections} keep-alive connections of {shops} merchants, each sending its next
 request when the last is answered, every answer checked to be 201 and every key new; p50 and p99

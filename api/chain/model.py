@@ -49,11 +49,14 @@ class Receipt:
     keys: tuple[str, ...]
     slot: int
     block_time: datetime | None
+    is_assigned: bool = False
 
     @property
     def key(self) -> str:
         """The name under which it is booked; a person's assignment books it under another."""
-        return f"{self.signature}:{self.account.address}" + (":assigned" if not self.keys else "")
+        return f"{self.signature}:{self.account.address}" + (
+            ":assigned" if self.is_assigned else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)

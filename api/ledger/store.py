@@ -1,5 +1,8 @@
 """The ledger's SQL: booking and holding through the functions of migration 120, and reading."""
 
+# Statements are put together from constants alone.
+# ruff: noqa: S608
+
 from datetime import datetime
 from typing import Any, Final, LiteralString
 
@@ -39,7 +42,8 @@ _VOID_HOLD: Final[LiteralString] = """
     WHERE coalesce(payment_id, refund_id, payout_id) = %(subject_id)s AND status = 'pending'
     RETURNING true
 """
-_BALANCES: Final[LiteralString] = """
+# From rows of kind, asset, posted_minor and held_minor: a Balance for each asset.
+_SUMS: Final[LiteralString] = """
     SELECT asset,
            coalesce(-sum(posted_minor) FILTER (WHERE kind = 'merchant_available'), 0)::bigint
                AS posted_minor,
@@ -51,14 +55,20 @@ _BALANCES: Final[LiteralString] = """
                AS escrow_minor,
            coalesce(-sum(posted_minor) FILTER (WHERE kind = 'payer_excess'), 0)::bigint
                AS payer_excess_minor
+"""
+_BALANCES: Final[LiteralString] = (
+    _SUMS
+    + """
     FROM ledger_accounts
     WHERE merchant_id = %(merchant_id)s AND mode = %(mode)s
     GROUP BY asset
     ORDER BY asset
 """
+)
 # A posting counts from the start of the database transaction that booked it, a hold from its
 # placing until its end.
-_BALANCES_AT: Final[LiteralString] = """
+_BALANCES_AT: Final[LiteralString] = (
+    """
     WITH account AS (
         SELECT a.kind, a.asset,
                coalesce((SELECT sum(p.amount_minor) FROM ledger_postings AS p
@@ -69,21 +79,14 @@ _BALANCES_AT: Final[LiteralString] = """
         FROM ledger_accounts AS a
         WHERE a.merchant_id = %(merchant_id)s AND a.mode = %(mode)s
     )
-    SELECT asset,
-           coalesce(-sum(posted_minor) FILTER (WHERE kind = 'merchant_available'), 0)::bigint
-               AS posted_minor,
-           coalesce(sum(held_minor) FILTER (WHERE kind = 'merchant_available'), 0)::bigint
-               AS pending_minor,
-           coalesce(sum(-posted_minor - held_minor) FILTER (WHERE kind = 'merchant_available'),
-                    0)::bigint AS available_minor,
-           coalesce(-sum(posted_minor) FILTER (WHERE kind = 'escrow_liability_pool'), 0)::bigint
-               AS escrow_minor,
-           coalesce(-sum(posted_minor) FILTER (WHERE kind = 'payer_excess'), 0)::bigint
-               AS payer_excess_minor
+"""
+    + _SUMS
+    + """
     FROM account
     GROUP BY asset
     ORDER BY asset
 """
+)
 _STATEMENT: Final[LiteralString] = """
     WITH account AS (
         SELECT id FROM ledger_accounts

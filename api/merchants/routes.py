@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from api.database import Identity
 from api.errors import Conflict, NotFound
 from api.merchants import service
 from api.merchants.model import (
@@ -16,7 +15,7 @@ from api.merchants.model import (
 )
 from api.paging import Paging, by_id
 from api.people import service as people
-from api.people.auth import admin_with, caller_with, identity_of, sessions_of
+from api.people.auth import acting_for, admin_with, caller_with, identity_of, sessions_of
 from api.people.model import (
     Caller,
     KeyBody,
@@ -29,18 +28,13 @@ from api.people.model import (
     StaffList,
     StaffView,
 )
-from api.web import database_of, json_answer, operator_of, problems, request_id_of
+from api.web import database_of, json_answer, operator_of, problems
 
 router = APIRouter(prefix="/api/v1", tags=["merchants"])
 MerchantPath = Annotated[MerchantId, Path(examples=["mer_01jz8w5k6h7m9n0p2q3r4s5t6v"])]
 MerchantAdmin = Annotated[Caller, Depends(admin_with("merchants:write"))]
 KeyAdmin = Annotated[Caller, Depends(admin_with("keys:write"))]
 StaffAdmin = Annotated[Caller, Depends(admin_with("staff:write"))]
-
-
-def _for_merchant(request: Request, caller: Caller, merchant_id: str) -> Identity:
-    """Return the identity of an admin who acts on one merchant's rows, and on no others."""
-    return Identity(caller.actor, merchant_id, request_id_of(request))
 
 
 @router.get("/merchant", response_model=MerchantView, summary="Read your merchant")
@@ -84,7 +78,7 @@ async def put_merchant(
     request: Request, merchant_id: MerchantPath, body: MerchantBody, caller: MerchantAdmin
 ) -> Response:
     """Make the merchant of this id what the body says. Sending it again changes nothing."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         merchant = await service.put_merchant(unit, body)
     return json_answer(service.present(merchant).model_dump_json())
@@ -101,7 +95,7 @@ async def issue_key(
     request: Request, merchant_id: MerchantPath, body: KeyBody, caller: KeyAdmin
 ) -> Response:
     """Issue a key. It is shown in this answer and never again."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         view = await people.issue_key(unit, body)
     return json_answer(view.model_dump_json(), status=201)
@@ -120,7 +114,7 @@ async def list_keys(
     page: Annotated[Paging, Depends(by_id("key"))],
 ) -> Response:
     """List a merchant's keys, newest first, revoked ones too."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         await service.get_merchant(unit)
         view = await people.list_keys(unit, page)
@@ -140,7 +134,7 @@ async def revoke_key(
     caller: KeyAdmin,
 ) -> Response:
     """Revoke a key: from now on it opens nothing."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         view = await people.revoke_key(unit, key_id)
     return json_answer(view.model_dump_json())
@@ -156,7 +150,7 @@ async def put_staff(
     request: Request, merchant_id: MerchantPath, body: StaffBody, caller: StaffAdmin
 ) -> Response:
     """Create a member of staff, or set their password and role."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         view, ended = await people.put_staff(unit, body)
     await sessions_of(request).announce(ended)
@@ -176,7 +170,7 @@ async def list_staff(
     page: Annotated[Paging, Depends(by_id("stf"))],
 ) -> Response:
     """List a merchant's staff, newest first."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         await service.get_merchant(unit)
         view = await people.list_staff(unit, page)
@@ -196,7 +190,7 @@ async def remove_staff(
     caller: StaffAdmin,
 ) -> Response:
     """Remove a person and end their sessions."""
-    identity = _for_merchant(request, caller, merchant_id)
+    identity = acting_for(request, caller, merchant_id)
     async with database_of(request).unit_of_work(identity) as unit:
         ended = await people.remove_staff(unit, staff_id)
     await sessions_of(request).announce(ended)

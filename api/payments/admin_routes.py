@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api.contract import RefundStatus
-from api.database import Identity, Unit
+from api.database import Unit
 from api.errors import Conflict, InsufficientBalance, NotFound, RefundExceedsPayment
 from api.idempotency import request_digest
 from api.paging import Paging, by_id, paging
@@ -45,13 +45,12 @@ from api.payments.views import (
     present_refund,
     present_transfer,
 )
-from api.people.auth import identity_of, once
+from api.people.auth import acting_for, identity_of, once
 from api.web import (
     answer_once,
     json_answer,
     operator_of,
     problems,
-    request_id_of,
     settings_of,
 )
 
@@ -125,7 +124,7 @@ async def request_refund(
         return present_refund(await refunds.request_refund(unit, payment_id, body, mode=None))
 
     digest = request_digest("request refund", {"payment_id": payment_id, **body.model_dump()})
-    identity = Identity(admin.actor, merchant_id, request_id_of(request))
+    identity = acting_for(request, admin, merchant_id)
     return await answer_once(operator, identity, once(admin, key, digest), work, status=201)
 
 

@@ -163,6 +163,7 @@ async def assign(
         keys=(),
         slot=transfer.slot,
         block_time=transfer.block_time,
+        is_assigned=True,
     )
     await chain_store.assign(unit, transfer, payment.id)
     # Into the payment's books and out of nobody's, which may be of the other mode. In this order,

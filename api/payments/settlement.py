@@ -25,7 +25,7 @@ from typing import Final
 from api.audit import service as audit
 from api.chain import store as chain_store
 from api.chain.model import KnownTransfer, Receipt
-from api.contract import Asset, PaymentException, PaymentStatus
+from api.contract import Asset, PaymentException, PaymentStatus, RefundSource
 from api.database import Unit
 from api.ledger.model import AccountKind, Entry, EntryKind, Hold, Leg
 from api.ledger.service import place_hold, post_entry
@@ -193,7 +193,11 @@ async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) 
     held_minor = 0
     if payment.status in _OPEN and payment.received_minor:
         # The ledger's word, not the payment's: what came before may have been reversed.
-        held_minor = await store.suspended(unit, payment)
+        held_minor = sum(
+            kept.amount_minor
+            for kept in await store.waiting(unit, payment.id)
+            if kept.source == RefundSource.SUSPENSE and kept.token == payment.asset
+        )
     decision = decide(
         payment,
         receipt,

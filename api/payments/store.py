@@ -132,7 +132,6 @@ _TERMS: Final[LiteralString] = """
     FROM merchants
     WHERE id = %(id)s
 """
-_SUSPENDED: Final[LiteralString] = "SELECT held_for_payment(%(id)s, 'suspense', %(token)s)"
 _WAITING: Final[LiteralString] = """
     SELECT kept.source, kept.token,
            (held_for_payment(%(id)s, kept.source, kept.token) - coalesce((
@@ -337,13 +336,6 @@ async def expire(unit: Unit, *, grace_s: int, limit: int) -> int:
 async def terms(unit: Unit, merchant_id: str) -> Terms:
     """Return what a merchant's payments settle by now."""
     return await unit.one(Terms, _TERMS, {"id": merchant_id})
-
-
-async def suspended(unit: Unit, payment: Payment) -> int:
-    """Return how much of its own token the ledger keeps in suspense for a payment."""
-    parameters = {"id": payment.id, "token": payment.asset}
-    suspended: int = await unit.value(_SUSPENDED, parameters)
-    return suspended
 
 
 async def waiting(unit: Unit, payment_id: str, *, sent_only: bool = False) -> list[Waiting]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from api.contract import PayoutStatus
-from api.database import Identity, Unit
+from api.database import Unit
 from api.errors import Conflict, NotFound
 from api.idempotency import request_digest
 from api.payouts import service
@@ -24,10 +24,10 @@ from api.payouts.model import (
     present_list,
 )
 from api.payouts.params import AUTH, ONCE, Key, Page, PayoutAdmin, PayoutPath
-from api.people.auth import identity_of, once
+from api.people.auth import acting_for, identity_of, once
 from api.people.model import Caller
 from api.security import Mode
-from api.web import answer_once, json_answer, operator_of, problems, request_id_of
+from api.web import answer_once, json_answer, operator_of, problems
 
 router = APIRouter(prefix="/admin/payouts", tags=["admin"])
 
@@ -124,5 +124,5 @@ async def _take(request: Request, admin: Caller, key: str, step: _Step) -> Respo
         return present(await step.work(unit))
 
     digest = request_digest(step.operation, {"payout_id": step.payout_id, **step.content})
-    identity = Identity(admin.actor, merchant_id, request_id_of(request))
+    identity = acting_for(request, admin, merchant_id)
     return await answer_once(operator, identity, once(admin, key, digest), work, status=200)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.database import ID_BODY
 from api.rates.model import decimal_string
+from api.security import Mode
 from api.web import Strict, Text
 
 PayoutId = Annotated[str, StringConstraints(pattern=f"^pyo_{ID_BODY}$")]
@@ -73,7 +74,7 @@ class Payout:
 
     id: str
     merchant_id: str
-    mode: str
+    mode: Mode
     status: str
     amount_minor: int
     asset: str

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.contract import PayoutStatus
-from api.database import Identity, Unit
+from api.database import Unit
 from api.errors import Conflict, InsufficientBalance, NotFound
 from api.idempotency import request_digest
 from api.payouts import admin_routes, service
@@ -19,8 +19,8 @@ from api.payouts.model import (
     present_list,
 )
 from api.payouts.params import AUTH, ONCE, Approver, Key, Page, PayoutPath, Reader, Writer
-from api.people.auth import database_for, identity_of, once
-from api.web import answer_once, database_of, json_answer, problems, request_id_of, settings_of
+from api.people.auth import acting_for, database_for, identity_of, once
+from api.web import answer_once, database_of, json_answer, problems, settings_of
 
 router = APIRouter(prefix="/api/v1", tags=["payouts"])
 
@@ -113,7 +113,7 @@ async def approve_payout(
     if identity.merchant_id is None:
         async with database.unit_of_work(identity) as unit:
             merchant_id = (await service.get(unit, payout_id, mode=None)).merchant_id
-        identity = Identity(caller.actor, merchant_id, request_id_of(request))
+        identity = acting_for(request, caller, merchant_id)
 
     async def work(unit: Unit) -> PayoutView:
         return present(await service.approve(unit, payout_id, mode=mode, revision=body.revision))

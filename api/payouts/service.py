@@ -107,7 +107,7 @@ async def settle(unit: Unit, payout_id: str) -> Payout:
     entry = Entry(
         kind=EntryKind.PAYOUT_COMPLETED,
         key=f"payout_completed:{payout_id}",
-        mode="live" if payout.mode == "live" else "test",
+        mode=payout.mode,
         merchant_id=payout.merchant_id,
         payout_id=payout_id,
         legs=(

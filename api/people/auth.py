@@ -127,7 +127,12 @@ def any_session(*, second_factor: bool = True) -> Callable[[Request], Awaitable[
 
 def identity_of(request: Request, caller: Caller) -> Identity:
     """Return on whose behalf the units of work of this request run."""
-    return Identity(caller.actor, caller.merchant_id, request_id_of(request))
+    return acting_for(request, caller, caller.merchant_id)
+
+
+def acting_for(request: Request, caller: Caller, merchant_id: str | None) -> Identity:
+    """Return the identity of a caller who acts on this merchant's rows and on no others."""
+    return Identity(caller.actor, merchant_id, request_id_of(request))
 
 
 def once(caller: Caller, key: str, digest: bytes) -> idempotency.Request:

@@ -13,7 +13,6 @@ GRANT INSERT (merchant_id, key, request_hash, response_status, response_body)
     ON idempotency_keys TO giovang_operator;
 GRANT INSERT (actor, action, subject_type, subject_id, merchant_id, request_id, after)
     ON audit_logs TO giovang_operator;
-GRANT EXECUTE ON FUNCTION claim_idempotency_key(text) TO giovang_operator;
 
 CREATE FUNCTION operator_may_see(row_merchant text) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE

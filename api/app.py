@@ -30,6 +30,7 @@ from api.payments import routes as payments
 from api.payouts import routes as payouts
 from api.people import routes as people
 from api.people import team_routes as team
+from api.people.known_keys import KnownKeys
 from api.people.sessions import Sessions
 from api.ratelimit import RateLimiter
 from api.rates import routes as rates
@@ -120,6 +121,7 @@ def _furnish(
     app.state.operator = operator
     app.state.redis = redis
     app.state.signer = signer
+    app.state.known_keys = KnownKeys()
     app.state.limiter = RateLimiter(kept)
     app.state.sealer = Sealer(settings.sealing_key.get_secret_value())
     app.state.sessions = Sessions(signer, kept, database=database, operator=operator)

@@ -25,7 +25,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row, scalar_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from api.errors import DatabaseUnavailable, GiovangError
+from api.errors import DatabaseUnavailable, GiovangError, NotAuthenticated
 
 T = TypeVar("T")
 Parameters = Mapping[str, Any]
@@ -34,11 +34,16 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_BODY = "[0-9a-hjkmnp-tv-z]{26}"
 
 _WAIT_FOR_CONNECTION_S = 5.0
-_SESSION_LIMITS = {
+_SESSION_SETTINGS = {
     "statement_timeout": "10s",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "15s",
     "timezone": "UTC",
+    # A connection keeps the plan it made while a table was new. Of an empty table that is to read
+    # all of it: functions and foreign keys would do so at every payment until it is analysed. The
+    # price of what cannot be avoided then looks high enough for compiling, which it is not.
+    "enable_seqscan": "off",
+    "jit": "off",
 }
 # now() stands alone in the row: what set_config returns is not asked for.
 _BEGIN_FOR = """
@@ -46,6 +51,14 @@ _BEGIN_FOR = """
     FROM (SELECT set_config('giovang.merchant_id', %(merchant_id)s, true),
                  set_config('giovang.actor', %(actor)s, true),
                  set_config('giovang.request_id', %(request_id)s, true)) AS identity
+"""
+# A key revoked since it was looked up ends the unit of work; begin_claiming sees to it too.
+_BEGIN_FOR_KEY = """
+    SELECT now()
+    FROM (SELECT set_config('giovang.merchant_id', %(merchant_id)s, true),
+                 set_config('giovang.actor', %(actor)s, true),
+                 set_config('giovang.request_id', %(request_id)s, true),
+                 prove_key(%(actor)s, %(merchant_id)s)) AS identity
 """
 _BEGIN_CLAIMING = """
     SELECT * FROM begin_claiming(
@@ -193,7 +206,9 @@ class Unit:
         self._refusals[constraint] = error
 
     def meaning_of(self, refusal: psycopg.errors.IntegrityError) -> GiovangError | None:
-        """Return the error that a queued write said a refusal would mean."""
+        """Return the error that a refusal means: of the key itself, or of a queued write."""
+        if refusal.diag.constraint_name == "api_keys_live":
+            return NotAuthenticated("this API key is unknown or revoked")
         return self._refusals.get(refusal.diag.constraint_name or "")
 
 
@@ -201,7 +216,7 @@ class Database:
     """A pool of connections as one role; `async with` opens and closes it."""
 
     def __init__(self, url: str, *, application_name: str, pool_size: int = 8) -> None:
-        options = " ".join(f"-c {name}={value}" for name, value in _SESSION_LIMITS.items())
+        options = " ".join(f"-c {name}={value}" for name, value in _SESSION_SETTINGS.items())
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             url,
             kwargs={
@@ -357,7 +372,8 @@ async def _begin(
         "request_id": identity.request_id or "",
     }
     if claiming is None:
-        return await connection.execute(_BEGIN_FOR, parameters)
+        begin = _BEGIN_FOR_KEY if identity.actor.startswith("key_") else _BEGIN_FOR
+        return await connection.execute(begin, parameters)
     return await connection.execute(_BEGIN_CLAIMING, {**parameters, **claiming._asdict()})
 
 

@@ -14,6 +14,7 @@ from api import idempotency
 from api.database import Database, Identity
 from api.errors import FieldError, InvalidRequest, NotAuthenticated, NotPermitted
 from api.people import store
+from api.people.known_keys import KnownKeys
 from api.people.model import BOOTSTRAP_SCOPES, ROLE_SCOPES, Caller, Scope
 from api.people.sessions import Sessions
 from api.security import KEY_PREFIXES, Mode, SessionClaims, api_key_digest, same_secret
@@ -41,13 +42,17 @@ def sessions_of(request: Request) -> Sessions:
     return cast("Sessions", request.app.state.sessions)
 
 
-def caller_with(scope: Scope) -> CallerDependency:
-    """Return a dependency that gives who speaks for a merchant with this scope: a key or staff."""
+def caller_with(scope: Scope, *, at_once: bool = False) -> CallerDependency:
+    """Return a dependency that gives who speaks for a merchant with this scope: a key or staff.
+
+    A key looked up lately is believed, and proved by the unit of work that begins for it. A route
+    that begins none has it proved `at_once`.
+    """
 
     async def caller(request: Request) -> Caller:
         token = bearer_of(request)
         if token.startswith(KEY_PREFIXES):
-            found = await _key_caller(request, token)
+            found = await _key_caller(request, token, at_once=at_once)
         else:
             found = await _person(request, token)
         if found.merchant_id is None:
@@ -66,7 +71,7 @@ def person_with(scope: Scope) -> CallerDependency:
     async def person(request: Request) -> Caller:
         token = bearer_of(request)
         if token.startswith(KEY_PREFIXES):
-            await _key_caller(request, token)
+            await _key_caller(request, token, at_once=True)
             raise NotPermitted("this takes a person's session, not a key")
         return _reaching(await _person(request, token), scope)
 
@@ -149,12 +154,17 @@ def database_for(request: Request, caller: Caller) -> Database:
     return operator_of(request) if caller.kind == "admin" else database_of(request)
 
 
-async def _key_caller(request: Request, token: str) -> Caller:
-    holder = await store.key_holder(database_of(request), api_key_digest(token))
+async def _key_caller(request: Request, token: str, *, at_once: bool) -> Caller:
+    digest = api_key_digest(token)
+    known_keys = cast("KnownKeys", request.app.state.known_keys)
+    known = None if at_once else known_keys.find(digest)
+    if known is not None:
+        return known
+    holder = await store.key_holder(database_of(request), digest)
     if holder is None:
         await charge_address(request)
         raise NotAuthenticated("this API key is unknown or revoked")
-    return Caller(
+    caller = Caller(
         actor=holder.key_id,
         kind="key",
         merchant_id=holder.merchant_id,
@@ -163,6 +173,8 @@ async def _key_caller(request: Request, token: str) -> Caller:
         scopes=frozenset(holder.scopes),
         role="key",
     )
+    known_keys.remember(digest, caller)
+    return caller
 
 
 async def _session(request: Request, token: str) -> SessionClaims:

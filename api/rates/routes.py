@@ -22,7 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["rates"])
     summary="List current quotes",
 )
 async def list_rates(
-    request: Request, _: Annotated[Caller, Depends(caller_with("rates:read"))]
+    request: Request, _: Annotated[Caller, Depends(caller_with("rates:read", at_once=True))]
 ) -> Response:
     """Return what a payment created now would count one token of each asset as."""
     rates = cast("Rates", request.app.state.rates)

@@ -209,3 +209,30 @@ def test_a_key_of_the_other_mode_sees_nothing(api: ApiServer, victim: Victim) ->
             elif not names and path.startswith("/api/v1/"):
                 told = set(victim.told_by(client.get(path).text))
                 assert told <= {"merchant_id", "key_id", "staff_id"}, path
+
+
+def test_a_revoked_key_opens_nothing_from_that_moment_on(
+    api: ApiServer, victim: Victim, ledger_database: DatabaseServer
+) -> None:
+    shop = victim.shop
+    owner = staff_of(api, ledger_database, shop)
+    key = owner.post("/api/v1/api-keys", json={"mode": "test"}).json()
+    client = httpx.Client(
+        base_url=api.base_url, headers={"Authorization": f"Bearer {key['key']}"}, timeout=30
+    )
+    with client:
+        # Used just now, so the process remembers whose it is.
+        assert client.get("/api/v1/payments").status_code == 200
+        assert owner.delete(f"/api/v1/api-keys/{key['id']}").status_code in {200, 204}
+        before = rows_of(ledger_database, shop.merchant_id)
+        refused = 0
+        for method, path, described in operations(api):
+            if not any("API key" in scheme for scheme in described.get("security", ())):
+                continue
+            aimed = path.format(**victim.ids, admin_id="")
+            answer = attack(client, method, aimed, example_body(described))
+            # A body that is wrong, or a scope that a key never has, is said before.
+            assert answer.status_code in {401, 403, 422}, f"{method} {path} → {answer.text[:200]}"
+            refused += answer.status_code == 401
+        assert refused >= 20
+        assert rows_of(ledger_database, shop.merchant_id) == before

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import api.migrations
-from api.database import Database, Identity, Unit
+from api.database import Database, Identity, Unit, new_id
 from api.ledger.model import AccountKind, Entry, EntryKind, Leg
 from api.ledger.service import pending_hold, post_entry, void_hold
 from tests.fixtures.audit import number, seal, verify
@@ -74,6 +74,47 @@ def test_from_nothing_to_the_head_and_again(empty_ledger: LedgerDatabase) -> Non
     assert again.returncode == 0
     assert not [line for line in again.stderr.splitlines() if line.endswith(" s")]
     assert (revision_of(empty_ledger), shape_of(empty_ledger)) == (head, shape)
+
+
+async def test_a_connection_plans_for_full_tables_while_they_are_empty(
+    empty_ledger: LedgerDatabase,
+) -> None:
+    # Functions and foreign keys keep the plan of their first run, and nothing analyses new tables.
+    empty_ledger.migrate()
+    merchant = new_id("mer")
+    with empty_ledger.superuser() as database:
+        database.execute(
+            "INSERT INTO merchants (id, name, trade, timezone, country)"
+            " VALUES (%s, 'Phở Thìn', 'restaurant', 'Asia/Ho_Chi_Minh', 'VN')",
+            (merchant,),
+        )
+        before = _rows_read_whole(database)
+    url = empty_ledger.url("giovang_watcher")
+    async with Database(url, application_name="test", pool_size=1) as ledger:
+        for booked in range(10):
+            async with ledger.unit_of_work(Identity("test")) as unit:
+                entry = Entry(
+                    kind=EntryKind.PAYMENT_OVERPAID,
+                    key=str(booked),
+                    mode="test",
+                    merchant_id=merchant,
+                    legs=(
+                        Leg(AccountKind.CRYPTO_POOL, "USDC", 100),
+                        Leg(AccountKind.PAYER_EXCESS, "USDC", -100, merchant),
+                    ),
+                )
+                await post_entry(unit, entry)
+    with empty_ledger.superuser() as database:
+        assert _rows_read_whole(database) == before
+
+
+def _rows_read_whole(database: Any) -> dict[str, int]:
+    """Return of tables that grow with payments how many rows were read by scanning them whole."""
+    rows = database.execute(
+        "SELECT relname, seq_tup_read FROM pg_stat_user_tables"
+        " WHERE relname ~ '^(ledger|merchant|idempotency|payments)'"
+    ).fetchall()
+    return {str(name): int(read) for name, read in rows}
 
 
 def test_from_the_release_before_is_the_same_schema(

@@ -390,7 +390,7 @@ def test_the_modeller_shows_a_payment_and_stops_when_asked(
         finally:
             process.kill()
             process.wait()
-    assert '"event": "built"' in log.read_text()
+    assert '"event":"built"' in log.read_text()
 
 
 def test_the_modeller_gives_up_on_a_warehouse_it_may_not_enter(

@@ -157,6 +157,24 @@ $$;
 CREATE TRIGGER api_keys_guard BEFORE UPDATE ON api_keys
     FOR EACH ROW EXECUTE FUNCTION guard_api_key();
 
+-- A process remembers whose a key is; that the key still counts is proved by each unit of work it
+-- begins, so a key that was revoked is refused from the moment of its COMMIT on. VOLATILE, or a
+-- planner that finds nobody reading its result would leave it out.
+CREATE FUNCTION prove_key(acting text, for_merchant text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public
+AS $$
+BEGIN
+    IF acting LIKE 'key\_%' AND NOT EXISTS (
+        SELECT FROM api_keys AS k
+        WHERE k.id = acting AND k.merchant_id = for_merchant AND k.revoked_at IS NULL)
+    THEN
+        RAISE EXCEPTION 'key % does not count any more', acting
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'api_keys_live';
+    END IF;
+END
+$$;
+GRANT EXECUTE ON FUNCTION prove_key(text, text) TO giovang_api, giovang_operator;
+
 -- A key of one mode is not a key of the other: the row of a request keeps the key behind its
 -- namespace, `test:order-1`. Rows from before there were namespaces still answer their retries,
 -- and the lock is on the plain key, so that processes of the release before, which know no
@@ -178,7 +196,8 @@ AS $$
 BEGIN
     PERFORM set_config('giovang.merchant_id', for_merchant, true),
             set_config('giovang.actor', acting, true),
-            set_config('giovang.request_id', for_request, true);
+            set_config('giovang.request_id', for_request, true),
+            prove_key(acting, for_merchant);
     began_at := now();
     held := pg_try_advisory_xact_lock(hashtextextended(for_merchant || ' ' || wanted, 0));
     IF held THEN

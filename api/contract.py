@@ -107,6 +107,9 @@ TRANSITIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         # Money that came late, or too little of it, is accepted after all.
         "expired": ("confirming",),
         "confirming": ("completed", "escrow_held", "failed", "pending"),
+        # Money booked before it was final vanished; should it come after all, it is taken.
+        "completed": ("failed",),
+        "failed": ("confirming",),
         "escrow_held": ("awaiting_release", "disputed"),
         "awaiting_release": ("completed", "disputed"),
         "disputed": ("resolved",),
@@ -143,6 +146,11 @@ CAPTURE_ROLE: Final = "giovang_capture"
 
 # The setting by which row-level security knows the merchant of a unit of work.
 TENANT_SETTING: Final = "giovang.merchant_id"
+
+
+def live_channel(payment_id: str) -> str:
+    """Return the Redis channel on which a payment's steps are pushed to those who watch it."""
+    return f"giovang:live:{payment_id}"
 
 
 def payment_event(status: PaymentStatus) -> str:

@@ -8,11 +8,14 @@ place. An exception that is not a GiovangError is a defect and becomes a 500 wit
 # Refusals are named by what they tell a client, without a suffix that all of them would share.
 # ruff: noqa: N818
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 PROBLEM_JSON = "application/problem+json"
+
+
+UnpayableReason = Literal["expired", "confirming", "paid"]
 
 
 class FieldError(BaseModel):
@@ -173,6 +176,18 @@ class Conflict(GiovangError):
     title = "The current state does not allow that"
 
 
+class NotPayable(GiovangError):
+    """Money sent for this payment now would not pay it; `reason` says why, in one word."""
+
+    status = 409
+    code = "not_payable"
+    title = "This payment takes no money now"
+
+    def __init__(self, detail: str, *, reason: UnpayableReason = "expired") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
 class InsufficientBalance(GiovangError):
     """More was asked for than is available."""
 
@@ -205,6 +220,15 @@ class DatabaseUnavailable(GiovangError):
     code = "database_unavailable"
     title = "The ledger is not available right now"
     retry_after_s = 2
+
+
+class LiveFull(GiovangError):
+    """This process holds as many live connections as it may; another has room, or soon this one."""
+
+    status = 503
+    code = "live_full"
+    title = "There are too many live connections right now"
+    retry_after_s = 5
 
 
 class ChainUnavailable(GiovangError):

@@ -25,7 +25,7 @@ from api.errors import (
     TooManyRequests,
     UnsupportedMedia,
 )
-from api.people.auth import ADMIN_KEY_SCHEME, KEY_SCHEME, SESSION_SCHEME
+from api.people.auth import ADMIN_KEY_SCHEME, KEY_SCHEME, LIVE_TOKEN_SCHEME, SESSION_SCHEME
 from api.web import problems
 
 _API: Final = "/api/v1"
@@ -48,6 +48,12 @@ _SCHEMES: Final[dict[str, dict[str, str]]] = {
         "scheme": "bearer",
         "description": "The key of the platform's environment, to bring in the first merchants, "
         "keys, staff and admins.",
+    },
+    LIVE_TOKEN_SCHEME: {
+        "type": "apiKey",
+        "in": "query",
+        "name": "token",
+        "description": "Of one payment, for a quarter of an hour, to watch it and nothing else.",
     },
 }
 _MODE_PARAMETER: Final[dict[str, Any]] = {

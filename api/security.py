@@ -2,8 +2,8 @@
 
 API keys are 256 random bits, stored as SHA-256; passwords are hashed by argon2id; sessions are JWTs
 signed with Ed25519, so that who checks them needs no secret; secrets that must be read again are
-sealed by AES-GCM. Every comparison takes the same time whatever differs. Malformed key material
-fails at start.
+sealed by AES-GCM; payers' links are signed by HMAC. Every comparison takes the same time whatever
+differs. Malformed key material fails at start.
 """
 
 import base64
@@ -23,11 +23,14 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from api.errors import NotAuthenticated
 
 Mode = Literal["test", "live"]
 PersonKind = Literal["staff", "admin"]
+Purpose = Literal["release", "dispute", "watch"]
 
 KEY_PREFIXES: Final = ("gv_test_", "gv_live_")
 SESSION_ISSUER: Final = "giovang-api"
@@ -35,11 +38,20 @@ SESSION_AUDIENCE: Final = "giovang"
 SESSION_LIFETIME: Final = timedelta(minutes=60)
 # A session may be exchanged for its successor until this long after the person proved who they are.
 SESSION_FAMILY_LIFETIME: Final = timedelta(hours=12)
+_QUARTER_HOUR_S: Final = 15 * 60
+# How long a payer's token is good, by what it is for. Those to release or dispute do nothing alone:
+# they are part of a text that the paying wallet signs (api.checkout.proof).
+LINK_LIFETIME_S: Final[dict[Purpose, int]] = {
+    "release": _QUARTER_HOUR_S,
+    "dispute": _QUARTER_HOUR_S,
+    "watch": _QUARTER_HOUR_S,
+}
 
 _SHOWN_CHARACTERS = 16
 _NONCE_BYTES = 12
 _TOTP_STEP_S = 30
 _LONGEST_TOKEN = 4096
+_LINKS_INFO: Final = b"giovang payer links 1"
 _hasher = PasswordHasher()
 
 
@@ -107,6 +119,47 @@ class Sealer:
             return self._cipher.decrypt(nonce, body, owner.encode()).decode()
         except InvalidTag as error:
             raise ValueError(f"the sealed secret of {owner} does not open") from error
+
+
+class PayerLinks:
+    """Makes and checks the tokens of payers' links: what the payer holds is the permission.
+
+    A token is the end of its life and an HMAC-SHA256 over payment, purpose and that end, under a
+    key derived from the sealing key (HKDF, RFC 5869). It says nothing, and one for another payment,
+    another purpose or a past time is refused.
+    """
+
+    def __init__(self, sealing_key_base64: str) -> None:
+        self._key = _links_key(sealing_key_base64)
+
+    def token(self, payment_id: str, purpose: Purpose, *, now_s: int) -> str:
+        """Return a token that lets its holder do this to this payment for its lifetime."""
+        ends_at_s = now_s + LINK_LIFETIME_S[purpose]
+        return f"{ends_at_s}.{self._mac(payment_id, purpose, ends_at_s)}"
+
+    def is_valid(self, token: str, payment_id: str, purpose: Purpose, *, now_s: int) -> bool:
+        """Say whether a token lets its holder do this to this payment now."""
+        return self.end_s(token, payment_id, purpose, now_s=now_s) is not None
+
+    def end_s(self, token: str, payment_id: str, purpose: Purpose, *, now_s: int) -> int | None:
+        """Return until when a token lets its holder do this, or None where it does not now."""
+        end, _, mac = token.partition(".")
+        # Twelve digits last for thirty thousand years; more would only cost time to read.
+        is_number = end.isascii() and end.isdigit() and len(end) <= 12
+        ends_at_s = int(end) if is_number else 0
+        is_ours = same_secret(mac, self._mac(payment_id, purpose, ends_at_s))
+        return ends_at_s if is_ours and now_s < ends_at_s else None
+
+    def _mac(self, payment_id: str, purpose: Purpose, ends_at_s: int) -> str:
+        message = f"{purpose}\n{payment_id}\n{ends_at_s}".encode()
+        digest = hmac.new(self._key, message, hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+@lru_cache(maxsize=4)
+def _links_key(sealing_key_base64: str) -> bytes:
+    sealing_key = base64.b64decode(sealing_key_base64, validate=True)
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=_LINKS_INFO).derive(sealing_key)
 
 
 def new_totp_secret() -> str:

@@ -5,9 +5,9 @@ with the name of the setting. Secrets have no default.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.contract import USDC_MINT, USDT_MINT, Asset
@@ -53,7 +53,26 @@ class ChainSettings(BaseSettings):
         return {self.usdc_mint: Asset.USDC, self.usdt_mint: Asset.USDT}[mint]
 
 
-class ApiSettings(ChainSettings):
+class LiveSettings(BaseSettings):
+    """How live status is served, by one process unless it says otherwise."""
+
+    model_config = _ROOM
+
+    live_most_sockets: int = Field(default=15_000, ge=1, le=1_000_000)
+    # Of one client address, or of one /64 of IPv6: open in this process, and opened in any.
+    live_sockets_per_address: int = Field(default=200, ge=1, le=1_000_000)
+    live_opened_per_minute: int = Field(default=600, ge=1, le=10_000_000)
+    # Messages that wait for one slow reader before it is let go.
+    live_queue: int = Field(default=64, ge=2, le=10_000)
+    live_ping_ms: int = Field(default=20_000, ge=100, le=300_000)
+    # How often PostgreSQL is asked for what was not pushed: while Redis is away, and otherwise.
+    live_poll_ms: int = Field(default=2_000, ge=50, le=60_000)
+    live_patrol_ms: int = Field(default=15_000, ge=100, le=300_000)
+    # How often keys and sessions that hold sockets open are looked up again.
+    live_recheck_ms: int = Field(default=30_000, ge=100, le=300_000)
+
+
+class ApiSettings(ChainSettings, LiveSettings):
     """For `python -m api.app`."""
 
     database_url: SecretStr
@@ -92,7 +111,30 @@ class WatcherSettings(ChainSettings):
     """For `python -m api.watcher`."""
 
     watcher_database_url: SecretStr
+    # More providers of the same chain, as a JSON list. With any, a transfer is booked only where
+    # all of them and `solana_rpc_url` tell it the same.
+    solana_more_rpc_urls: tuple[str, ...] = Field(default=(), max_length=4)
+    # The providers' WebSockets, in the same order, as a JSON list. Empty: where web3.js looks, one
+    # port above the RPC where that names a port.
+    solana_ws_urls: tuple[str, ...] = Field(default=(), max_length=5)
+    # How often the chain is asked while no WebSocket holds, and while one does.
     poll_interval_ms: int = Field(default=500, ge=10, le=60_000)
+    quiet_poll_interval_ms: int = Field(default=2_000, ge=10, le=60_000)
+    # Looks at payments' references, with what is read for them, at every provider together.
+    reference_calls_per_minute: int = Field(default=120, ge=0, le=60_000)
+    # How often the newest page of a token account is read again for what was passed over.
+    second_look_s: int = Field(default=60, ge=1, le=3600)
     page_limit: int = Field(default=1000, ge=1, le=1000)
     rpc_concurrency: int = Field(default=8, ge=1, le=64)
     idempotency_days: int = Field(default=7, ge=2)
+
+    @model_validator(mode="after")
+    def _one_socket_for_each(self) -> Self:
+        if self.solana_ws_urls and len(self.solana_ws_urls) != len(self.rpc_urls):
+            raise ValueError("solana_ws_urls names one WebSocket for each RPC, or none at all")
+        return self
+
+    @property
+    def rpc_urls(self) -> tuple[str, ...]:
+        """All providers, in the order in which they are numbered."""
+        return (self.solana_rpc_url, *self.solana_more_rpc_urls)

@@ -227,6 +227,15 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _defect)
 
 
+async def refusal_answer(request: Request, refusal: Exception) -> Response:
+    """Return the one answer to what a route raised: a refusal, ours or the framework's."""
+    if isinstance(refusal, RequestValidationError):
+        return await _invalid(request, refusal)
+    if isinstance(refusal, HTTPException):
+        return await _framework_refusal(request, refusal)
+    return await _refusal(request, refusal)
+
+
 def problem_answer(request: Request, error: GiovangError) -> Response:
     """Return the problem+json of an error."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}

@@ -6,6 +6,7 @@ whatever was not acknowledged is read again.
 """
 
 import logging
+from typing import Literal
 
 import faust
 from faust.types import TP, AppT, StreamT
@@ -22,7 +23,7 @@ from streams.contract import (
 from streams.deadletter import DeadLetters
 from streams.monitor import CommitMonitor
 from streams.progress import Progress, Reporter
-from streams.settings import StreamsSettings
+from streams.settings import StreamsSettings, WorkerSettings
 from streams.store import Store
 from streams.transport import Connection
 from streams.warehouse import InterruptedBatchError, WarehouseProcessor, close
@@ -32,8 +33,14 @@ HEARTBEAT_S = 1.0
 REQUEST_TIMEOUT_S = 30.0
 
 
-def new_app(settings: StreamsSettings, app_id: str) -> AppT:
-    """Return a Faust app on our transport: no Kafka, no web server, no leader topic."""
+def new_app(
+    settings: WorkerSettings, app_id: str, *, begin: Literal["earliest", "latest"] = "earliest"
+) -> AppT:
+    """Return a Faust app on our transport: no Kafka, no web server, no leader topic.
+
+    `begin` is where an app begins that has committed nothing yet: at the stream's first event, or
+    at its next.
+    """
     app = faust.App(
         app_id,
         broker=f"{settings.nats_url.get_secret_value()}/?topic.{LEDGER_TOPIC}={LEDGER_STREAM}",
@@ -46,6 +53,7 @@ def new_app(settings: StreamsSettings, app_id: str) -> AppT:
         broker_session_timeout=settings.lease_ms / 1000,
         broker_heartbeat_interval=HEARTBEAT_S,
         broker_request_timeout=REQUEST_TIMEOUT_S,
+        consumer_auto_offset_reset=begin,
         stream_buffer_maxsize=4 * settings.batch_size,
         stream_recovery_delay=0.0,
         stream_wait_empty=True,
@@ -117,18 +125,22 @@ def quiet_worker(app: AppT, *services: ServiceT) -> faust.Worker:
     return worker
 
 
-def main() -> None:
-    """Run the worker until it is told to stop."""
-    configure_logging("warehouse")
+def serve(worker: faust.Worker) -> None:
+    """Run a worker until it is told to stop; raises SystemExit with its status."""
     for name in ("faust", "mode", "aiokafka"):
         logging.getLogger(name).setLevel(logging.WARNING)
     log = get_logger(__name__)
-    worker = warehouse_worker(StreamsSettings())
     try:
         worker.execute_from_commandline()
     except SystemExit as ending:
         log.info("stopped", status=ending.code or 0)
         raise
+
+
+def main() -> None:
+    """Run the warehouse worker until it is told to stop."""
+    configure_logging("warehouse")
+    serve(warehouse_worker(StreamsSettings()))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ LEDGER_STREAM = "LEDGER"
 LEDGER_SOURCE = "ledger"  # the row of raw.watermark
 
 WAREHOUSE_APP = "giovang-warehouse"
+REALTIME_APP = "giovang-realtime"
 
 DEADLETTER_STREAM = "DEADLETTER"
 DEADLETTER_SUBJECTS = "deadletter.>"
 WAREHOUSE_DEADLETTER_SUBJECT = "deadletter.warehouse"
+REALTIME_DEADLETTER_SUBJECT = "deadletter.realtime"
 
 
 class DeadLetterHeader(StrEnum):

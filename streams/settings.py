@@ -9,18 +9,30 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class StreamsSettings(BaseSettings):
-    """What the warehouse worker needs."""
+class WorkerSettings(BaseSettings):
+    """What every Faust worker needs."""
 
     model_config = SettingsConfigDict(env_prefix="GIOVANG_STREAMS_", frozen=True)
 
     nats_url: SecretStr
-    warehouse_url: SecretStr
     state_dir: Path
     batch_size: int = Field(default=1000, ge=1, le=10_000)
-    batch_window_ms: int = Field(default=10, ge=0, le=10_000)
     lease_ms: int = Field(default=4_000, ge=2_000, le=60_000)
     replicas: int = Field(default=1, ge=1, le=5)
+
+
+class StreamsSettings(WorkerSettings):
+    """What the warehouse worker needs."""
+
+    warehouse_url: SecretStr
+    batch_window_ms: int = Field(default=10, ge=0, le=10_000)
+
+
+class RealtimeSettings(WorkerSettings):
+    """What the realtime worker needs; it has no batch window, which would only delay."""
+
+    redis_url: SecretStr
+    redis_timeout_ms: int = Field(default=2_000, ge=50, le=30_000)
 
 
 class SchemaSettings(BaseSettings):

@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fixtures.services",
     "tests.fixtures.audit",
+    "tests.fixtures.node",
     "tests.fixtures.people",
     "tests.fixtures.releases",
 ]

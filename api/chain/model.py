@@ -36,6 +36,37 @@ class SignatureInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Movement:
+    """What one chain transaction changed in one token account, of anybody's."""
+
+    account: str
+    owner: str | None
+    mint: str
+    before_minor: int
+    after_minor: int
+
+    @property
+    def gained_minor(self) -> int:
+        """How many units came; negative where units went."""
+        return self.after_minor - self.before_minor
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A chain transaction as it landed: all accounts it names, and every token that it moved.
+
+    Two nodes that tell of the same chain transaction tell equal ones.
+    """
+
+    signature: str
+    slot: int
+    block_time: datetime | None
+    failed: bool
+    keys: tuple[str, ...]
+    movements: tuple[Movement, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """Tokens that one chain transaction brought to one of our token accounts.
 
@@ -71,6 +102,14 @@ class KnownTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Finalization:
+    """That a receipt became final: whether it was booked before, and what it brought then."""
+
+    was_booked: bool
+    was_minor: int
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """A receipt's row, as it is shown."""
 
@@ -92,6 +131,43 @@ class Cursor:
 
     signature: str
     slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class AsideLine:
+    """A line of a token account that the cursor has passed and that is not dealt with yet."""
+
+    signature: str
+    token_account: str
+    slot: int
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A payment whose reference is looked at."""
+
+    id: str
+    merchant_id: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A chain transaction that carries a payment's reference and brought us nothing we take.
+
+    `amount_minor` of `mint` went to `recipient`, where tokens went anywhere.
+    """
+
+    signature: str
+    payment_id: str
+    kind: str
+    mint: str | None
+    recipient: str | None
+    amount_minor: int | None
+    slot: int
+    block_time: datetime | None
 
 
 class UnreadableTransaction(Exception):  # noqa: N818

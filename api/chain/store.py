@@ -4,9 +4,10 @@
 # ruff: noqa: S608
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final, LiteralString
 
-from api.chain.model import Cursor, KnownTransfer, Receipt, Transfer
+from api.chain.model import Cursor, Finalization, KnownTransfer, Receipt, Transfer
 from api.contract import SOLANA
 from api.database import Unit
 from api.security import Mode
@@ -17,26 +18,44 @@ _SEE: Final[LiteralString] = """
     VALUES (%(chain)s, %(signature)s, %(token_account)s, %(payment_id)s, %(payer_address)s,
             %(mint)s, %(amount_minor)s, %(slot)s, %(block_time)s, 'confirmed')
     ON CONFLICT (chain, signature, token_account) DO UPDATE
-    SET commitment = 'confirmed', slot = EXCLUDED.slot, block_time = EXCLUDED.block_time
+    SET commitment = 'confirmed', slot = EXCLUDED.slot, block_time = EXCLUDED.block_time,
+        amount_minor = EXCLUDED.amount_minor, payer_address = EXCLUDED.payer_address
     WHERE chain_transfers.commitment = 'dropped'
+       OR (chain_transfers.commitment = 'confirmed' AND NOT chain_transfers.booked_early
+           AND (chain_transfers.slot, chain_transfers.amount_minor)
+               <> (EXCLUDED.slot, EXCLUDED.amount_minor))
     RETURNING true
 """
 _FINALIZE: Final[LiteralString] = """
+    WITH was AS (
+        SELECT booked_early, amount_minor FROM chain_transfers
+        WHERE chain = %(chain)s AND signature = %(signature)s AND token_account = %(token_account)s
+    )
     INSERT INTO chain_transfers (chain, signature, token_account, payment_id, payer_address,
                                  mint, amount_minor, slot, block_time, commitment)
     VALUES (%(chain)s, %(signature)s, %(token_account)s, %(payment_id)s, %(payer_address)s,
             %(mint)s, %(amount_minor)s, %(slot)s, %(block_time)s, 'finalized')
     ON CONFLICT (chain, signature, token_account) DO UPDATE
     SET commitment = 'finalized', slot = EXCLUDED.slot, block_time = EXCLUDED.block_time,
-        payment_id = EXCLUDED.payment_id
+        payment_id = CASE WHEN chain_transfers.booked_early THEN chain_transfers.payment_id
+                          ELSE EXCLUDED.payment_id END,
+        amount_minor = EXCLUDED.amount_minor, payer_address = EXCLUDED.payer_address
     WHERE chain_transfers.commitment <> 'finalized'
-    RETURNING true
+    RETURNING coalesce((SELECT booked_early FROM was), false) AS was_booked,
+              coalesce((SELECT amount_minor FROM was), 0) AS was_minor
 """
 _SEEN_MINOR: Final[LiteralString] = """
     SELECT coalesce(sum(amount_minor), 0)::bigint
     FROM chain_transfers
     WHERE payment_id = %(payment_id)s AND mint = %(mint)s
       AND commitment IN ('confirmed', 'finalized')
+      AND (block_time IS NULL OR block_time <= %(until)s)
+"""
+_BOOK_EARLY: Final[LiteralString] = """
+    UPDATE chain_transfers SET booked_early = true
+    WHERE chain = %(chain)s AND signature = %(signature)s AND token_account = %(token_account)s
+      AND commitment = 'confirmed' AND NOT booked_early
+    RETURNING true
 """
 _UNSETTLED: Final[LiteralString] = """
     SELECT signature, token_account, payment_id, commitment, slot
@@ -46,10 +65,14 @@ _UNSETTLED: Final[LiteralString] = """
     LIMIT %(limit)s
 """
 _DROP: Final[LiteralString] = """
-    UPDATE chain_transfers SET commitment = 'dropped'
+    WITH was AS (
+        SELECT booked_early FROM chain_transfers
+        WHERE chain = %(chain)s AND signature = %(signature)s AND token_account = %(token_account)s
+    )
+    UPDATE chain_transfers SET commitment = 'dropped', booked_early = false
     WHERE chain = %(chain)s AND signature = %(signature)s AND token_account = %(token_account)s
       AND commitment = 'confirmed'
-    RETURNING true
+    RETURNING (SELECT booked_early FROM was)
 """
 _TRANSFER: Final[LiteralString] = """
     SELECT t.signature, t.token_account, t.payment_id, t.payer_address, t.mint, t.amount_minor,
@@ -149,14 +172,21 @@ async def see(unit: Unit, receipt: Receipt, payment_id: str | None) -> bool:
     return bool(await unit.value(_SEE, _row(receipt, payment_id)))
 
 
-async def finalize(unit: Unit, receipt: Receipt, payment_id: str | None) -> bool:
-    """Record a receipt at finalized; True exactly once in its life: book it then."""
-    return bool(await unit.value(_FINALIZE, _row(receipt, payment_id)))
+async def finalize(unit: Unit, receipt: Receipt, payment_id: str | None) -> Finalization | None:
+    """Record a receipt at finalized; news exactly once in its life, None after that."""
+    return await unit.maybe(Finalization, _FINALIZE, _row(receipt, payment_id))
 
 
-async def seen_minor(unit: Unit, *, payment_id: str, mint: str) -> int:
-    """Return how many units are on their way to a payment or have arrived."""
-    seen: int = await unit.value(_SEEN_MINOR, {"payment_id": payment_id, "mint": mint})
+async def book_early(unit: Unit, receipt: Receipt) -> bool:
+    """Mark a confirmed receipt as booked before it is final; True once: book it then."""
+    key = _key(receipt.signature, receipt.account.address)
+    return bool(await unit.value(_BOOK_EARLY, key))
+
+
+async def seen_minor(unit: Unit, *, payment_id: str, mint: str, until: datetime) -> int:
+    """Return how many units came for a payment by a moment, final or on their way."""
+    parameters = {"payment_id": payment_id, "mint": mint, "until": until}
+    seen: int = await unit.value(_SEEN_MINOR, parameters)
     return seen
 
 
@@ -166,18 +196,12 @@ async def unsettled(unit: Unit, *, finalized_slot: int, limit: int = 256) -> lis
     return await unit.all(KnownTransfer, _UNSETTLED, parameters)
 
 
-async def drop(unit: Unit, transfer: KnownTransfer) -> bool:
-    """Record that a confirmed receipt vanished; say whether that is news."""
-    return bool(
-        await unit.value(
-            _DROP,
-            {
-                "chain": SOLANA,
-                "signature": transfer.signature,
-                "token_account": transfer.token_account,
-            },
-        )
+async def drop(unit: Unit, transfer: KnownTransfer) -> bool | None:
+    """Record that a confirmed receipt vanished; say whether it was booked, None if no news."""
+    was_booked: bool | None = await unit.value(
+        _DROP, _key(transfer.signature, transfer.token_account)
     )
+    return was_booked
 
 
 async def cursor(unit: Unit, token_account: str) -> Cursor | None:

@@ -2,14 +2,17 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, LiteralString
+from typing import Final, LiteralString, TypeVar
 
+from api.chain import store as chain_store
+from api.chain.model import Transfer
+from api.checkout.view import Order
 from api.database import Database, Identity, Unit
 from api.errors import NotFound
 from api.merchants import service as merchants
-from api.merchants.model import Merchant
 from api.payments import service as payments
-from api.payments.model import Payment
+
+T = TypeVar("T")
 
 _MERCHANT_OF_PAYMENT: Final[LiteralString] = "SELECT merchant_of_payment(%(id)s) AS merchant_id"
 
@@ -20,27 +23,34 @@ class _Owner:
 
 
 async def open_order(
-    database: Database, payment_id: str, *, request_id: str
-) -> tuple[Payment, Merchant]:
-    """Return a payment as its payer sees it, and whom it pays; raises NotFound.
+    database: Database, operator: Database, payment_id: str, *, request_id: str
+) -> Order:
+    """Return a payment as its payer sees it, whom it pays and what paid it; raises NotFound.
 
-    The look-up runs before any tenant is known; everything after it under that one merchant.
+    The look-up runs before any tenant is known; everything after it under that one merchant. A
+    payment that was only created becomes pending by being looked at. Receipts are the platform's,
+    so the operator reads them, and only of a payment that they have settled.
     """
     identity = await _identity(database, payment_id, request_id)
     async with database.unit_of_work(identity) as unit:
         payment = await payments.show(unit, await payments.get(unit, payment_id))
-        return payment, await merchants.get_merchant(unit)
+        merchant, read_at = await merchants.get_merchant(unit), await unit.now()
+    came: list[Transfer] = []
+    if payment.settled_minor:
+        async with operator.unit_of_work(identity) as unit:
+            came = await chain_store.transfers_of(unit, [payment_id])
+    return Order(payment, merchant, read_at, tuple(came))
 
 
 async def act_on_order(
     database: Database,
     look_up: Database,
     payment_id: str,
-    work: Callable[[Unit], Awaitable[Payment]],
+    work: Callable[[Unit], Awaitable[T]],
     *,
     request_id: str,
-) -> Payment:
-    """Let the payer act on a payment in one unit of work of `database`; raises NotFound.
+) -> T:
+    """Do something about a payment in one unit of work of `database`; raises NotFound.
 
     `look_up` is the pool that may ask whose payment it is.
     """

@@ -14,51 +14,19 @@ from solana.rpc.async_api import AsyncClient
 from solana.rpc.commitment import Confirmed
 from solana.rpc.core import RPCException, UnconfirmedTxError
 from solana.rpc.jsonrpc import JsonRpcRequest, SolanaJsonRpcError
-from solders.instruction import AccountMeta, Instruction
 from solders.keypair import Keypair
 from solders.message import MessageV0
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
-from spl.token.constants import TOKEN_PROGRAM_ID
-from spl.token.instructions import (
-    create_idempotent_associated_token_account,
-    get_associated_token_address,
-    transfer_checked,
-)
-from spl.token.models import TransferCheckedParams
+from spl.token.instructions import get_associated_token_address
 
-from api.contract import DECIMALS, Asset
+from api.chain.transfers import TokenTransfer, transfer_instructions
 from api.errors import ChainUnavailable
 
 _ENOUGH_LAMPORTS: Final = 50_000_000
 _FAUCET_LAMPORTS: Final = 1_000_000_000
 _DEADLINE_S: Final = 20.0
-
-
-def transfer_instructions(
-    payer: Pubkey, *, recipient: Pubkey, mint: Pubkey, amount_minor: int, reference: Pubkey
-) -> list[Instruction]:
-    """Return what pays by Solana Pay: the recipient's account if missing, then the transfer.
-
-    The reference is a read-only key of the transfer and signs nothing.
-    """
-    transfer = transfer_checked(
-        TransferCheckedParams(
-            program_id=TOKEN_PROGRAM_ID,
-            source=get_associated_token_address(payer, mint),
-            mint=mint,
-            dest=get_associated_token_address(recipient, mint),
-            owner=payer,
-            amount=amount_minor,
-            decimals=DECIMALS[Asset.USDC],
-        )
-    )
-    mark = AccountMeta(reference, is_signer=False, is_writable=False)
-    return [
-        create_idempotent_associated_token_account(payer, recipient, mint),
-        Instruction(transfer.program_id, transfer.data, [*transfer.accounts, mark]),
-    ]
 
 
 class DemoWallet:
@@ -68,22 +36,20 @@ class DemoWallet:
         self._rpc_url = rpc_url
         self._key = Keypair.from_base58_string(key_base58)
 
-    async def pay(self, *, recipient: str, mint: str, amount_minor: int, reference: str) -> str:
+    async def pay(self, transfer: TokenTransfer) -> str:
         """Send the tokens and return the signature, once the network has accepted the transfer."""
-        owner, token = self._key.pubkey(), Pubkey.from_string(mint)
+        owner = self._key.pubkey()
         async with self._network() as rpc:
-            await self._fund(rpc, token, amount_minor)
-            instructions = transfer_instructions(
-                owner,
-                recipient=Pubkey.from_string(recipient),
-                mint=token,
-                amount_minor=amount_minor,
-                reference=Pubkey.from_string(reference),
-            )
+            await self._fund(rpc, Pubkey.from_string(transfer.mint), transfer.amount_minor)
+            instructions = transfer_instructions(owner, transfer, opens_account=True)
             latest = (await rpc.get_latest_blockhash()).value.blockhash
             message = MessageV0.try_compile(owner, instructions, [], latest)
             sent = await rpc.send_transaction(VersionedTransaction(message, [self._key]))
             return str(sent.value)
+
+    def sign(self, text: str) -> str:
+        """Return the wallet's signature under a text, base58, as a browser's wallet makes it."""
+        return str(self._key.sign_message(text.encode()))
 
     async def _fund(self, rpc: AsyncClient, mint: Pubkey, amount_minor: int) -> None:
         owner = self._key.pubkey()

@@ -25,6 +25,7 @@ class AccountKind(StrEnum):
     SPREAD_REVENUE = "spread_revenue"
     ROUNDING = "rounding"
     SUSPENSE = "suspense"
+    CHAIN_LOSS = "chain_loss"
 
 
 class EntryKind(StrEnum):
@@ -40,6 +41,8 @@ class EntryKind(StrEnum):
     ESCROW_RESOLVED = "escrow_resolved"
     REFUND_COMPLETED = "refund_completed"
     PAYOUT_COMPLETED = "payout_completed"
+    LOSS_COVERED = "loss_covered"
+    LOSS_RECOVERED = "loss_recovered"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from api.ledger.model import AccountKind, Entry, EntryKind, Leg
 from api.ledger.service import pending_hold, post_entry
 from api.paging import Paging
 from api.payments import dispute_store, refund_store, service, store
+from api.payments.decision import fee_minor
 from api.payments.model import Dispute, Payment, ResolveDispute, merchant_part
-from api.payments.settlement import fee_minor
 from api.security import Mode
 
 TIMER = "timer"

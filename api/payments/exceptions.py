@@ -17,23 +17,23 @@ from api.errors import Conflict, FieldError, InvalidRequest, NotFound
 from api.ledger.model import AccountKind, Entry, EntryKind, Leg
 from api.ledger.service import place_hold, post_entry
 from api.paging import Paging
-from api.payments import service, store
+from api.payments import losses, service, store
+from api.payments.decision import escrow_hold, fee_now, settled_entry, settled_status, walk
 from api.payments.model import AcceptMoney, AssignTransfer, Payment, ReturnTransfer, Waiting
-from api.payments.settlement import (
-    escrow_hold,
-    fee_now,
-    settled_entry,
-    settled_status,
-    take,
-    walk,
-    walk_along,
-)
+from api.payments.settlement import take, walk_along
 from api.rates.model import Quote, rate_string, token_amount_minor, worth_minor
 from api.rates.service import Rates
 from api.security import Mode
 from api.settings import ChainSettings
 
-_ACCEPTABLE = frozenset({PaymentStatus.CREATED, PaymentStatus.PENDING, PaymentStatus.EXPIRED})
+_ACCEPTABLE = frozenset(
+    {
+        PaymentStatus.CREATED,
+        PaymentStatus.PENDING,
+        PaymentStatus.EXPIRED,
+        PaymentStatus.FAILED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,11 @@ async def accept(
     terms = await store.terms(unit, payment.merchant_id)
     fee = fee_now(payment, accepted.settled_minor, terms)
     is_right_token = found.token == payment.asset
+    way = walk(PaymentStatus(payment.status), settled_status(payment))
     await store.accept(
         unit,
         payment.id,
-        status=await walk_along(unit, payment, _way(payment)),
+        status=await walk_along(unit, payment, way),
         received_minor=found.amount_minor if is_right_token else payment.received_minor,
         settled_minor=accepted.settled_minor,
         fee_minor=fee,
@@ -97,18 +98,13 @@ async def accept(
         mid=quote.mid,
         quoted=quote.value,
         description=f"accepted at {rate_string(quote.value)} ({quote.source})",
+        losses=await losses.count(unit, payment.id),
     )
     await post_entry(unit, entry)
+    await losses.recover(unit, payment, credited_minor=accepted.settled_minor - fee)
     if payment.is_escrow:
         await place_hold(unit, escrow_hold(payment, accepted.settled_minor))
     return await service.get(unit, payment.id)
-
-
-def _way(payment: Payment) -> tuple[PaymentStatus, ...]:
-    to = settled_status(payment)
-    if payment.status == PaymentStatus.EXPIRED:
-        return (PaymentStatus.CONFIRMING, to)
-    return walk(PaymentStatus(payment.status), to)
 
 
 def choose(kept: list[Waiting], source: RefundSource, asset: str | None) -> Waiting | None:

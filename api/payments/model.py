@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
-from api.chain.solana_pay import pay_url
-from api.contract import Asset, DisputeOutcome
+from api.chain.solana_pay import LONGEST_URL, memo_of, pay_url, request_url
+from api.chain.transfers import TokenTransfer
+from api.contract import DECIMALS, Asset, DisputeOutcome
 from api.database import ID_BODY
 from api.rates.model import decimal_string
 from api.security import Mode
@@ -308,19 +309,56 @@ class Waiting:
     amount_minor: int
 
 
-def link_of(payment: Payment, merchant_name: str) -> str:
-    """Return the Solana Pay link of a payment."""
-    return pay_url(
+def transfer_of(payment: Payment) -> TokenTransfer:
+    """Return what a wallet has to transfer: what is still due, or the whole where nothing is."""
+    due = due_minor(payment)
+    return TokenTransfer(
         recipient=payment.recipient,
-        amount=decimal_string(payment.asset_amount_minor, payment.asset),
         mint=payment.mint,
-        reference=payment.reference,
-        label=merchant_name,
-        message=payment.description,
+        amount_minor=due if due > 0 else payment.asset_amount_minor,
+        decimals=DECIMALS[payment.asset],
+        references=(payment.reference,),
+        memo=memo_of(payment.reference),
     )
 
 
-def due_minor(payment: Payment) -> int:
+def link_of(payment: Payment, merchant_name: str, *, longest: int = LONGEST_URL) -> str:
+    """Return the Solana Pay transfer request of a payment, its texts only as far as they fit."""
+    transfer = transfer_of(payment)
+    return pay_url(
+        recipient=transfer.recipient,
+        amount=decimal_string(transfer.amount_minor, payment.asset),
+        mint=transfer.mint,
+        references=transfer.references,
+        memo=transfer.memo,
+        label=merchant_name,
+        message=payment.description,
+        longest=longest,
+    )
+
+
+def request_link_of(payment: Payment, public_url: str) -> str | None:
+    """Return the Solana Pay transaction request of a payment.
+
+    None where we are not reached by https: wallets refuse such a link.
+    """
+    if not public_url.startswith("https://"):
+        return None
+    return request_url(f"{public_url}/order/{payment.id}/pay")
+
+
+class Counted(Protocol):
+    """What the tokens still due are counted from."""
+
+    @property
+    def asset_amount_minor(self) -> int: ...  # noqa: D102 - as in Payment
+    @property
+    def received_minor(self) -> int: ...  # noqa: D102 - as in Payment
+    @property
+    def settled_minor(self) -> int: ...  # noqa: D102 - as in Payment
+
+
+def due_minor(payment: Counted) -> int:
     """Return the tokens still due: negative where too many came, and never more once settled."""
     due = payment.asset_amount_minor - payment.received_minor
     return min(due, 0) if payment.settled_minor else due

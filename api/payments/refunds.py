@@ -77,7 +77,10 @@ async def request_refund(
         created_at=payment.created_at,
         status_at=payment.created_at,
     )
-    with refused_by("refunds_within_payment", RefundExceedsPayment(_TOO_MUCH)):
+    with (
+        refused_by("refunds_within_payment", RefundExceedsPayment(_TOO_MUCH)),
+        refused_by("refunds_wait_for_final", Conflict("wait until the payment's money is final")),
+    ):
         refund = await refund_store.add(unit, wanted)
     is_merchants = source is not RefundSource.SUSPENSE
     await place_hold(

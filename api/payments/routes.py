@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.chain import store as chain_store
+from api.chain import watch_store
 from api.contract import VND, Asset, PaymentException, PaymentStatus
 from api.database import Unit
 from api.errors import Conflict, NotFound, RateUnavailable
@@ -14,11 +15,13 @@ from api.idempotency import request_digest
 from api.paging import Paging, by_id
 from api.payments import (
     admin_routes,
+    chain_routes,
     dispute_store,
     escrow,
     event_routes,
     event_store,
     exceptions,
+    policy_routes,
     refund_routes,
     refund_store,
     service,
@@ -43,6 +46,7 @@ from api.payments.views import (
     present,
     present_dispute,
     present_refund,
+    present_stray,
     present_transfer,
     without,
 )
@@ -126,7 +130,7 @@ async def get_payment(
     request: Request,
     payment_id: PaymentPath,
     caller: Reader,
-    expand: Annotated[Sequence[Expansion], Query(alias="expand[]", max_length=4)] = (),
+    expand: Annotated[Sequence[Expansion], Query(alias="expand[]", max_length=5)] = (),
 ) -> Response:
     """Return a payment of yours as it stands, with the parts asked for by `expand[]`."""
     async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
@@ -151,7 +155,7 @@ async def list_payments(
     filters: Annotated[Filters, Depends(_filters)],
     expand: Annotated[
         Sequence[Expansion],
-        Query(alias="expand[]", max_length=4, description="Events are with one payment only"),
+        Query(alias="expand[]", max_length=5, description="Events are with one payment only"),
     ] = (),
 ) -> Response:
     """List your payments, newest first; page on with the id of the last one you got."""
@@ -183,6 +187,10 @@ async def _parts(
     if "dispute" in expand:
         for dispute in await dispute_store.of_payments(unit, ids):
             parts[dispute.payment_id]["dispute"] = present_dispute(dispute)
+    if "strays" in expand:
+        _spread(parts, "strays")
+        for stray in await watch_store.strays_of(unit, ids):
+            parts[stray.payment_id]["strays"].append(present_stray(stray))
     if "events" in expand:
         _spread(parts, "events")
         public_url = settings_of(request).public_url
@@ -303,5 +311,5 @@ async def accept(
     )
 
 
-for more in (refund_routes, event_routes, admin_routes):
+for more in (refund_routes, event_routes, policy_routes, admin_routes, chain_routes):
     router.include_router(more.router)

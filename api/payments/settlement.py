@@ -1,180 +1,98 @@
-"""What a receipt does to a payment, and the entries it books.
+"""What a receipt does to a payment: shown, booked, and taken back where the chain took it back.
 
-`decide` is pure: a payment as it stands, a finalized receipt, and the answer. `settle` applies it
-in one unit of work: the receipt's row, each status as a change of its own, and balanced entries.
-Every finalized receipt is booked in full, whatever it does to its payment:
+`decision` says what a receipt means; here it is applied in one unit of work: the receipt's row,
+each status as a change of its own, and balanced entries. What is booked is booked at finalized, or
+at confirmed where `confirmation` allows it for this payment; then finalized only marks the receipt
+final, and a receipt that vanishes is undone (`losses`).
 
-| receipt                              | payment                     | booked against         |
-|--------------------------------------|-----------------------------|------------------------|
-| no payment, or more than one, named  | none                        | suspense               |
-| other token than asked for           | exception wrong_asset       | suspense               |
-| after the payment's end              | expired, exception late     | suspense               |
-| not yet enough                       | pending, exception underpaid| suspense               |
-| enough, or short within tolerance    | completed, or escrow_held   | liquidity, then shop   |
-| more than enough, or once settled    | as it was, overpaid         | the rest: payer_excess |
-
-In escrow the shop's part waits in `escrow_liability_pool`, whole and under a hold, until it is
-released. Lock order, here as everywhere: payment, its merchant's event counter, then accounts.
+Lock order, here as everywhere: payment, its merchant's event counter, then accounts.
 """
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import Final
+from datetime import timedelta
 
 from api.audit import service as audit
 from api.chain import store as chain_store
-from api.chain.model import KnownTransfer, Receipt
-from api.contract import Asset, PaymentException, PaymentStatus, RefundSource
+from api.chain.model import Commitment, KnownTransfer, Receipt
+from api.contract import PaymentStatus, RefundSource
 from api.database import Unit
-from api.ledger.model import AccountKind, Entry, EntryKind, Hold, Leg
 from api.ledger.service import place_hold, post_entry
-from api.payments import store
-from api.payments.model import Payment, Terms, asset_of
-from api.rates.model import WHOLE_BPS, convert, worth_minor
-from api.security import Mode
-
-# Money that names no payment is in the books of the live house until somebody says whose it is.
-NOBODYS_MODE: Final[Mode] = "live"
-
-_TO_CONFIRMING = (PaymentStatus.CREATED, PaymentStatus.PENDING, PaymentStatus.CONFIRMING)
-_WALK = (*_TO_CONFIRMING, PaymentStatus.COMPLETED)
-_ESCROW_WALK = (*_TO_CONFIRMING, PaymentStatus.ESCROW_HELD)
-_OPEN = frozenset(_TO_CONFIRMING)
-_CLOSED = frozenset({PaymentStatus.EXPIRED, PaymentStatus.FAILED})
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a finalized receipt of `amount_minor` makes of a payment.
-
-    Of the receipt, `to_payment_minor` completes it together with `held_minor` received before,
-    `to_excess_minor` is the payer's, `to_suspense_minor` waits; they sum to the receipt.
-    `settled_minor` is what the shop is credited for it in the payment's currency, fee included.
-    """
-
-    path: tuple[PaymentStatus, ...]
-    exception: PaymentException | None
-    received_minor: int
-    to_payment_minor: int = 0
-    to_excess_minor: int = 0
-    to_suspense_minor: int = 0
-    held_minor: int = 0
-    settled_minor: int = 0
+from api.payments import confirmation, losses, store
+from api.payments.decision import (
+    OPEN,
+    UNPAID,
+    decide,
+    entries,
+    escrow_hold,
+    fee_now,
+    is_late,
+    settles_for,
+    suspended_entry,
+    walk,
+)
+from api.payments.model import Payment
 
 
-def decide(
-    payment: Payment, receipt: Receipt, *, held_minor: int, grace_s: int, tolerance_bps: int = 0
-) -> Decision:
-    """Decide what a finalized receipt makes of the payment that it names.
-
-    `held_minor` is what earlier receipts, too small together, left in suspense for this payment. A
-    receipt is late when its block is more than `grace_s` after the payment's end. Late money and
-    other tokens do not count as received by the payment.
-    """
-    amount = receipt.amount_minor
-    status = PaymentStatus(payment.status)
-    received = payment.received_minor + amount
-    if receipt.account.asset != payment.asset:
-        return Decision(
-            path=(),
-            exception=PaymentException.WRONG_ASSET,
-            received_minor=payment.received_minor,
-            to_suspense_minor=amount,
-        )
-    if status not in _OPEN and status not in _CLOSED:
-        return Decision(
-            path=(),
-            exception=PaymentException.OVERPAID,
-            received_minor=received,
-            to_excess_minor=amount,
-        )
-    if status in _CLOSED or _is_late(payment.expires_at, receipt.block_time, grace_s):
-        over = status in {PaymentStatus.CREATED, PaymentStatus.PENDING}
-        return Decision(
-            path=(PaymentStatus.EXPIRED,) if over else (),
-            exception=PaymentException.LATE,
-            received_minor=payment.received_minor,
-            to_suspense_minor=amount,
-        )
-    settled = settles_for(payment, held_minor + amount, tolerance_bps)
-    if settled == 0:
-        # A confirming payment stays so: what was seen but is not final yet may still cover it.
-        return Decision(
-            path=walk(status, PaymentStatus.PENDING),
-            exception=PaymentException.UNDERPAID,
-            received_minor=received,
-            to_suspense_minor=amount,
-        )
-    excess = max(held_minor + amount - payment.asset_amount_minor, 0)
-    return Decision(
-        path=walk(status, settled_status(payment)),
-        exception=PaymentException.OVERPAID if excess else _still_open(payment),
-        received_minor=received,
-        to_payment_minor=amount - excess,
-        to_excess_minor=excess,
-        held_minor=held_minor,
-        settled_minor=settled,
-    )
+async def books_at(unit: Unit, receipt: Receipt) -> Commitment:
+    """Return the commitment at which this receipt is booked; locks the payment that it names."""
+    payment = await _named_payment(unit, receipt)
+    return Commitment.FINALIZED if payment is None else await confirmation.books_at(unit, payment)
 
 
-def settles_for(payment: Payment, token_minor: int, tolerance_bps: int) -> int:
-    """Return what tokens in time settle a payment for: its amount, or 0 where it stays unpaid.
+async def settle(
+    unit: Unit,
+    receipt: Receipt,
+    *,
+    grace_s: int,
+    commitment: Commitment = Commitment.FINALIZED,
+) -> str | None:
+    """Record and book a receipt, once; return its payment's id, if it names one.
 
-    Short by no more than the merchant's tolerance, they settle it for what they are worth.
-    """
-    if token_minor >= payment.asset_amount_minor:
-        return payment.amount_minor
-    if token_minor * WHOLE_BPS < payment.asset_amount_minor * (WHOLE_BPS - tolerance_bps):
-        return 0
-    return worth_minor(token_minor, payment.currency, asset_of(payment), payment.rate)
-
-
-def _still_open(payment: Payment) -> PaymentException | None:
-    """Return the exception that completion does not settle: its money is still in suspense."""
-    unsettled = {PaymentException.LATE, PaymentException.WRONG_ASSET}
-    return PaymentException(payment.exception) if payment.exception in unsettled else None
-
-
-def settled_status(payment: Payment) -> PaymentStatus:
-    """Return where a payment goes once its money is there."""
-    return PaymentStatus.ESCROW_HELD if payment.is_escrow else PaymentStatus.COMPLETED
-
-
-def walk(status: PaymentStatus, to: PaymentStatus) -> tuple[PaymentStatus, ...]:
-    """Return the statuses to pass through from `status` up to `to`; none where it is reached."""
-    way = _ESCROW_WALK if to is PaymentStatus.ESCROW_HELD else _WALK
-    return way[way.index(status) + 1 : way.index(to) + 1]
-
-
-def fee_minor(amount_minor: int, fee_bps: int) -> int:
-    """Return the fee on an amount, rounded down to the merchant's advantage."""
-    return amount_minor * fee_bps // WHOLE_BPS
-
-
-def _is_late(expires_at: datetime, block_time: datetime | None, grace_s: int) -> bool:
-    return block_time is not None and block_time > expires_at + timedelta(seconds=grace_s)
-
-
-async def settle(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
-    """Record and book a finalized receipt, once; return its payment's id, if it names one.
-
-    Called again for the same receipt it changes nothing.
+    Finalized, or confirmed where `books_at` says that this is enough: then the same receipt at
+    finalized is only marked final. Called again for the same receipt it changes nothing. At
+    confirmed, what is not simply a payment's money is shown and waits (see `see`).
     """
     payment = await _named_payment(unit, receipt)
-    if not await chain_store.finalize(unit, receipt, None if payment is None else payment.id):
-        return None if payment is None else payment.id
+    payment_id = None if payment is None else payment.id
+    if commitment is Commitment.CONFIRMED:
+        if payment is not None and await _settle_early(unit, payment, receipt, grace_s=grace_s):
+            return payment_id
+        return await see(unit, receipt, grace_s=grace_s)
+    news = await chain_store.finalize(unit, receipt, payment_id)
+    if news is None:
+        return payment_id
     if payment is None:
-        await post_entry(unit, _suspended(receipt, None, receipt.amount_minor))
-        return None
-    await take(unit, payment, receipt, grace_s=grace_s)
-    return payment.id
+        await post_entry(unit, suspended_entry(receipt, None, receipt.amount_minor))
+    elif not news.was_booked:
+        await take(unit, payment, receipt, grace_s=grace_s)
+    elif news.was_minor != receipt.amount_minor or is_late(
+        payment.expires_at, receipt.block_time, grace_s
+    ):
+        # A fork put it elsewhere: after the payment's end, or where it brought another amount.
+        await _book_anew(unit, payment, receipt.signature, [receipt], grace_s=grace_s)
+    return payment_id
+
+
+async def _settle_early(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) -> bool:
+    """Book a confirmed receipt where policy allows it; say whether it is booked."""
+    if await confirmation.books_at(unit, payment) is not Commitment.CONFIRMED:
+        return False
+    terms = await store.terms(unit, payment.merchant_id)
+    decision = decide(
+        payment, receipt, held_minor=0, grace_s=grace_s, tolerance_bps=terms.tolerance_bps
+    )
+    if not decision.settled_minor or decision.exception is not None:
+        return False
+    await chain_store.see(unit, receipt, payment.id)
+    if await chain_store.book_early(unit, receipt):
+        await take(unit, payment, receipt, grace_s=grace_s)
+    return True
 
 
 async def set_aside(unit: Unit, receipt: Receipt, *, reason: str) -> None:
     """Book a finalized receipt as nobody's, for an admin to assign: its payment cannot take it."""
-    if await chain_store.finalize(unit, receipt, None):
-        await post_entry(unit, _suspended(receipt, None, receipt.amount_minor))
+    news = await chain_store.finalize(unit, receipt, None)
+    if news is not None and not news.was_booked:
+        await post_entry(unit, suspended_entry(receipt, None, receipt.amount_minor))
     await audit.record(
         unit,
         action="transfer.set_aside",
@@ -185,13 +103,13 @@ async def set_aside(unit: Unit, receipt: Receipt, *, reason: str) -> None:
 
 
 async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) -> None:
-    """Book a finalized receipt as this payment's, which the unit of work has locked.
+    """Book a receipt as this payment's, which the unit of work has locked.
 
     The caller makes sure that it does so once.
     """
     terms = await store.terms(unit, payment.merchant_id)
     held_minor = 0
-    if payment.status in _OPEN and payment.received_minor:
+    if payment.status in UNPAID and payment.received_minor:
         # The ledger's word, not the payment's: what came before may have been reversed.
         held_minor = sum(
             kept.amount_minor
@@ -208,6 +126,9 @@ async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) 
     settles = decision.settled_minor > 0
     fee = fee_now(payment, decision.settled_minor, terms)
     last = await walk_along(unit, payment, decision.path)
+    if last == PaymentStatus.CONFIRMING and not await _is_covered(unit, payment, grace_s=grace_s):
+        # What was seen in time came late, or with less.
+        last = PaymentStatus.PENDING
     await store.receive(
         unit,
         payment.id,
@@ -218,15 +139,14 @@ async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) 
         settled_minor=decision.settled_minor if settles else payment.settled_minor,
         fee_minor=fee if settles else payment.fee_minor,
     )
-    for entry in entries(payment, receipt, decision, fee=fee):
+    has_failed = payment.status == PaymentStatus.FAILED
+    lost = await losses.count(unit, payment.id) if has_failed else 0
+    for entry in entries(payment, receipt, decision, fee=fee, losses=lost):
         await post_entry(unit, entry)
+    if settles and has_failed:
+        await losses.recover(unit, payment, credited_minor=decision.settled_minor - fee)
     if settles and payment.is_escrow:
         await place_hold(unit, escrow_hold(payment, decision.settled_minor))
-
-
-def fee_now(payment: Payment, settled_minor: int, terms: Terms) -> int:
-    """Return the fee taken on settling: all of it, or in escrow none before the release."""
-    return 0 if payment.is_escrow else fee_minor(settled_minor, terms.fee_bps)
 
 
 async def walk_along(unit: Unit, payment: Payment, path: tuple[PaymentStatus, ...]) -> str:
@@ -241,115 +161,6 @@ async def walk_along(unit: Unit, payment: Payment, path: tuple[PaymentStatus, ..
     return path[-1] if path else payment.status
 
 
-def entries(payment: Payment, receipt: Receipt, decision: Decision, *, fee: int) -> list[Entry]:
-    """Return the balanced entries of a decision."""
-    token, merchant_id = receipt.account.asset.value, payment.merchant_id
-    booked: list[Entry] = []
-    if decision.to_payment_minor:
-        came = [Leg(AccountKind.CRYPTO_POOL, token, decision.to_payment_minor)]
-        if decision.held_minor:
-            came.append(Leg(AccountKind.SUSPENSE, token, decision.held_minor))
-        booked.append(
-            settled_entry(
-                payment,
-                came,
-                settled_minor=decision.settled_minor,
-                fee=fee,
-                mid=payment.rate_mid or payment.rate,
-                quoted=payment.rate,
-                description=receipt.signature,
-            )
-        )
-    if decision.to_excess_minor:
-        booked.append(
-            Entry(
-                kind=EntryKind.PAYMENT_OVERPAID,
-                key=f"payment_overpaid:{receipt.key}",
-                mode=payment.mode,
-                merchant_id=merchant_id,
-                payment_id=payment.id,
-                legs=(
-                    Leg(AccountKind.CRYPTO_POOL, token, decision.to_excess_minor),
-                    Leg(AccountKind.PAYER_EXCESS, token, -decision.to_excess_minor, merchant_id),
-                ),
-                description=receipt.signature,
-            )
-        )
-    if decision.to_suspense_minor:
-        booked.append(_suspended(receipt, payment, decision.to_suspense_minor))
-    return booked
-
-
-def settled_entry(
-    payment: Payment,
-    came: list[Leg],
-    *,
-    settled_minor: int,
-    fee: int,
-    mid: Decimal,
-    quoted: Decimal,
-    description: str,
-) -> Entry:
-    """Return the entry that turns tokens into the shop's dong, or into what escrow owes it.
-
-    `came` are the legs, all of one token, that bring the tokens; the desk takes their sum and pays
-    what it is worth at mid: the shop and the fee, what the spread keeps, and what rounding leaves.
-    """
-    token, currency, merchant_id = Asset(came[0].asset), payment.currency, payment.merchant_id
-    taken = sum(leg.amount_minor for leg in came)
-    parts = convert(taken, settled_minor, currency=currency, asset=token, mid=mid, quoted=quoted)
-    kind, shop = EntryKind.PAYMENT_COMPLETED, AccountKind.MERCHANT_AVAILABLE
-    if payment.is_escrow:
-        kind, shop = EntryKind.ESCROW_HELD, AccountKind.ESCROW_LIABILITY_POOL
-    legs = [
-        *came,
-        Leg(AccountKind.LIQUIDITY, token.value, -taken),
-        Leg(AccountKind.LIQUIDITY, currency, parts.value_minor),
-        Leg(shop, currency, fee - settled_minor, merchant_id),
-        Leg(AccountKind.FEE_REVENUE, currency, -fee),
-        Leg(AccountKind.SPREAD_REVENUE, currency, -parts.spread_minor),
-        Leg(AccountKind.ROUNDING, currency, -parts.rounding_minor),
-    ]
-    return Entry(
-        kind=kind,
-        key=f"{kind.value}:{payment.id}",
-        mode=payment.mode,
-        merchant_id=merchant_id,
-        payment_id=payment.id,
-        legs=tuple(leg for leg in legs if leg.amount_minor),
-        description=description,
-    )
-
-
-def escrow_hold(payment: Payment, settled_minor: int) -> Hold:
-    """Return the hold under which an escrow payment's money waits for its release."""
-    return Hold(
-        key=f"escrow:{payment.id}",
-        mode=payment.mode,
-        kind=AccountKind.ESCROW_LIABILITY_POOL,
-        asset=payment.currency,
-        amount_minor=settled_minor,
-        merchant_id=payment.merchant_id,
-        payment_id=payment.id,
-    )
-
-
-def _suspended(receipt: Receipt, payment: Payment | None, amount_minor: int) -> Entry:
-    token = receipt.account.asset.value
-    return Entry(
-        kind=EntryKind.TRANSFER_SUSPENDED,
-        key=f"transfer_suspended:{receipt.key}",
-        mode=NOBODYS_MODE if payment is None else payment.mode,
-        merchant_id=None if payment is None else payment.merchant_id,
-        payment_id=None if payment is None else payment.id,
-        legs=(
-            Leg(AccountKind.CRYPTO_POOL, token, amount_minor),
-            Leg(AccountKind.SUSPENSE, token, -amount_minor),
-        ),
-        description=receipt.signature,
-    )
-
-
 async def see(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
     """Record a confirmed receipt and show it on its payment; nothing is booked yet.
 
@@ -358,12 +169,12 @@ async def see(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
     """
     payment = await _named_payment(unit, receipt)
     news = await chain_store.see(unit, receipt, None if payment is None else payment.id)
-    if payment is None or not news or payment.status not in _OPEN:
+    if payment is None or not news or payment.status not in OPEN:
         return None if payment is None else payment.id
-    late = _is_late(payment.expires_at, receipt.block_time, grace_s)
+    late = is_late(payment.expires_at, receipt.block_time, grace_s)
     if late or receipt.account.asset != payment.asset:
         return payment.id
-    covered = await _is_covered(unit, payment)
+    covered = await _is_covered(unit, payment, grace_s=grace_s)
     to = PaymentStatus.CONFIRMING if covered else PaymentStatus.PENDING
     was = PaymentStatus(payment.status)
     for status in walk(was, to):
@@ -372,28 +183,52 @@ async def see(unit: Unit, receipt: Receipt, *, grace_s: int) -> str | None:
     return payment.id
 
 
-async def vanish(unit: Unit, transfer: KnownTransfer) -> None:
+async def vanish(unit: Unit, transfer: KnownTransfer, *, grace_s: int) -> None:
     """Take back a confirmed receipt that a reorganisation removed.
 
-    The rule: a confirming payment returns to pending when what is left no longer covers it. Should
-    the same chain transaction land again, it is seen again.
+    The rule: a confirming payment returns to pending when what is left no longer covers it, and one
+    that was booked fails. Should the same chain transaction land again, it is seen again.
     """
     payment = None
     if transfer.payment_id is not None:
         payment = await store.lock(unit, transfer.payment_id)
-    if not await chain_store.drop(unit, transfer):
+    was_booked = await chain_store.drop(unit, transfer)
+    if was_booked is None or payment is None:
         return
-    if payment is None or payment.status != PaymentStatus.CONFIRMING:
-        return
-    if not await _is_covered(unit, payment):
+    if was_booked:
+        await _book_anew(unit, payment, transfer.signature, [], grace_s=grace_s)
+    elif payment.status == PaymentStatus.CONFIRMING and not await _is_covered(
+        unit, payment, grace_s=grace_s
+    ):
         await store.move(
             unit, payment.id, was=PaymentStatus.CONFIRMING, status=PaymentStatus.PENDING
         )
 
 
-async def _is_covered(unit: Unit, payment: Payment) -> bool:
-    """Say whether what is on its way, with what arrived, would settle the payment."""
-    seen_minor = await chain_store.seen_minor(unit, payment_id=payment.id, mint=payment.mint)
+async def _book_anew(
+    unit: Unit, payment: Payment, signature: str, landed: list[Receipt], *, grace_s: int
+) -> None:
+    """Undo what a lost receipt did, and decide again about what else came for its payment.
+
+    What came beside it was the payer's excess, and may be what pays the payment now. `landed` is
+    what the lost receipt became elsewhere on the chain, if it is final there.
+    """
+    others = await losses.take_back(unit, payment, signature)
+    for receipt in sorted((*others, *landed), key=lambda one: (one.slot, one.signature)):
+        now = await store.lock(unit, payment.id)
+        if now is None:
+            raise RuntimeError("a locked payment is missing")
+        await take(unit, now, receipt, grace_s=grace_s)
+
+
+async def _is_covered(unit: Unit, payment: Payment, *, grace_s: int) -> bool:
+    """Say whether what is on its way in time, with what arrived, would settle the payment."""
+    seen_minor = await chain_store.seen_minor(
+        unit,
+        payment_id=payment.id,
+        mint=payment.mint,
+        until=payment.expires_at + timedelta(seconds=grace_s),
+    )
     terms = await store.terms(unit, payment.merchant_id)
     return settles_for(payment, seen_minor, terms.tolerance_bps) > 0
 

@@ -79,6 +79,12 @@ _ACCEPT: Final[LiteralString] = """
         settled_minor = %(settled_minor)s, fee_minor = %(fee_minor)s
     WHERE id = %(id)s
 """
+_FAIL: Final[LiteralString] = """
+    UPDATE payments
+    SET status = 'failed', exception = %(exception)s, exception_outcome = NULL, received_minor = 0,
+        settled_minor = 0, fee_minor = 0
+    WHERE id = %(id)s AND status = 'completed'
+"""
 _CLOSE_EXCEPTION: Final[LiteralString] = """
     UPDATE payments SET exception_outcome = %(outcome)s
     WHERE id = %(id)s AND exception IS NOT NULL AND exception_outcome IS NULL
@@ -276,6 +282,11 @@ async def accept(
             "fee_minor": fee_minor,
         },
     )
+
+
+async def fail(unit: Unit, payment_id: str, *, exception: str | None) -> None:
+    """Write down that the money of a completed payment vanished."""
+    await unit.run(_FAIL, {"id": payment_id, "exception": exception})
 
 
 async def close_exception(unit: Unit, payment_id: str, outcome: str) -> None:

@@ -11,13 +11,20 @@ from typing import Final, Literal
 from pydantic import BaseModel, Field
 
 from api.chain.model import Transfer
-from api.payments.model import Dispute, Payment, Refund, due_minor, link_of
+from api.chain.watch_store import RecordedStray
+from api.payments.model import Dispute, Payment, Refund, due_minor, link_of, request_link_of
 from api.payouts.model import PayoutView
 from api.rates.model import decimal_string, rate_string
 from api.settings import ChainSettings
 
-Expansion = Literal["events", "refunds", "dispute", "transfers"]
-EXPANSIONS: Final[tuple[Expansion, ...]] = ("events", "refunds", "dispute", "transfers")
+Expansion = Literal["events", "refunds", "dispute", "transfers", "strays"]
+EXPANSIONS: Final[tuple[Expansion, ...]] = (
+    "events",
+    "refunds",
+    "dispute",
+    "transfers",
+    "strays",
+)
 
 
 class RateView(BaseModel):
@@ -55,7 +62,11 @@ class PaymentView(BaseModel):
     recipient: str
     mint: str
     reference: str
-    pay_url: str
+    pay_url: str = Field(description="Solana Pay transfer request of what is still due")
+    pay_request_url: str | None = Field(
+        examples=["solana:https://pay.example.com/order/pay_01jz8w5k6h7m9n0p2q3r4s5t6v/pay"],
+        description="Solana Pay transaction request; null where this server has no https address",
+    )
     checkout_url: str
     payer_address: str | None
     payer_country: str | None
@@ -128,6 +139,25 @@ class TransferView(BaseModel):
     recorded_at: datetime
 
 
+class StrayView(BaseModel):
+    """A chain transaction that carries a payment's reference and brought nothing we take."""
+
+    object: Literal["stray"] = "stray"
+    signature: str
+    kind: str = Field(
+        examples=["wrong_token"],
+        description="wrong_token, wrong_recipient, nothing, failed or unreadable",
+    )
+    mint: str | None = Field(description="Of the tokens, where any were sent")
+    recipient: str | None = Field(description="Who has them now")
+    amount_units: str | None = Field(
+        examples=["1000000"], description="In the mint's smallest unit, whatever that is"
+    )
+    slot: int
+    block_time: datetime | None
+    recorded_at: datetime
+
+
 class EventData(BaseModel):
     """What an event is about, as it was at that moment."""
 
@@ -155,6 +185,7 @@ class ExpandedPayment(PaymentView):
     transfers: list[TransferView] | None = Field(
         default=None, description="With expand[]=transfers"
     )
+    strays: list[StrayView] | None = Field(default=None, description="With expand[]=strays")
 
 
 class PaymentList(BaseModel):
@@ -224,6 +255,7 @@ def present(payment: Payment, *, merchant_name: str, public_url: str) -> Payment
         mint=payment.mint,
         reference=payment.reference,
         pay_url=link_of(payment, merchant_name),
+        pay_request_url=request_link_of(payment, public_url),
         checkout_url=f"{public_url}/order/{payment.id}",
         payer_address=payment.payer_address,
         payer_country=payment.payer_country,
@@ -296,6 +328,20 @@ def present_transfer(transfer: Transfer, settings: ChainSettings) -> TransferVie
         slot=transfer.slot,
         block_time=transfer.block_time,
         recorded_at=transfer.recorded_at,
+    )
+
+
+def present_stray(stray: RecordedStray) -> StrayView:
+    """Return a stray as the API shows it."""
+    return StrayView(
+        signature=stray.signature,
+        kind=stray.kind,
+        mint=stray.mint,
+        recipient=stray.recipient,
+        amount_units=stray.amount_minor,
+        slot=stray.slot,
+        block_time=stray.block_time,
+        recorded_at=stray.recorded_at,
     )
 
 

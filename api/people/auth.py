@@ -34,6 +34,7 @@ D = TypeVar("D", bound=CallerDependency)
 KEY_SCHEME: Final = "API key"
 SESSION_SCHEME: Final = "Session"
 ADMIN_KEY_SCHEME: Final = "Admin key"
+LIVE_TOKEN_SCHEME: Final = "Live token"  # noqa: S105 - a name
 _ADMIN_KEY_CALLER: Final = "admin"
 
 

@@ -34,7 +34,7 @@ MAX_SOCKETS: Final = 256
 MAX_OUTBOX: Final = 4096
 _MAX_CONCURRENT_REQUESTS: Final = 512
 _BACKLOG: Final = 1024
-_BODY_DEADLINE_S: Final = 30.0
+BODY_DEADLINE_S: Final = 30.0
 _START_DEADLINE_S: Final = 10.0
 _SEND_DEADLINE_S: Final = 10.0
 _CLOSE_DEADLINE_S: Final = 2
@@ -49,14 +49,21 @@ class _Server(uvicorn.Server):
         yield
 
 
-@contextlib.asynccontextmanager
-async def http_door(
+def http_door(
     host: str, port: int, dispatcher: Dispatcher
-) -> AsyncIterator[asyncio.Task[None]]:
+) -> contextlib.AbstractAsyncContextManager[asyncio.Task[None]]:
     """Serve JSON-RPC over HTTP while the context lasts; the task ends early only by a failure."""
-    listener = _listen(host, port)
+    return http_server(host, port, _application(dispatcher))
+
+
+@contextlib.asynccontextmanager
+async def http_server(
+    host: str, port: int, application: Starlette
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Serve an application while the context lasts; the task ends early only by a failure."""
+    listener = listen(host, port)
     config = uvicorn.Config(
-        _application(dispatcher),
+        application,
         lifespan="off",
         access_log=False,
         log_config=None,
@@ -85,7 +92,7 @@ async def http_door(
 async def websocket_door(host: str, port: int, hub: Hub) -> AsyncIterator[None]:
     """Serve subscriptions over WebSocket while the context lasts."""
     door = _WebsocketDoor(hub)
-    listener = _listen(host, port)
+    listener = listen(host, port)
     server = await serve(
         door.handle,
         sock=listener,
@@ -101,7 +108,8 @@ async def websocket_door(host: str, port: int, hub: Hub) -> AsyncIterator[None]:
         await server.wait_closed()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; a taken port is a StateError that names it."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # Named as TCP, because asyncio switches Nagle's algorithm off only where it can tell.
@@ -128,8 +136,8 @@ def _application(dispatcher: Dispatcher) -> Starlette:
             )
             return PlainTextResponse(text, status_code=415)
         try:
-            async with asyncio.timeout(_BODY_DEADLINE_S):
-                body = await _read_body(request)
+            async with asyncio.timeout(BODY_DEADLINE_S):
+                body = await read_body(request)
         except ClientDisconnect:
             return Response(status_code=400)
         except TimeoutError:
@@ -164,7 +172,8 @@ def _application(dispatcher: Dispatcher) -> Starlette:
     )
 
 
-async def _read_body(request: Request) -> bytes | None:
+async def read_body(request: Request) -> bytes | None:
+    """Return the body of a request, or None where it is longer than any that is read."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

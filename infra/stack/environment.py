@@ -131,6 +131,15 @@ def streams(stack: Stack, state_dir: Path) -> dict[str, str]:
     }
 
 
+def realtime(stack: Stack, state_dir: Path) -> dict[str, str]:
+    """The Faust worker that pushes payments' steps to sockets; it knows no database."""
+    return {
+        "GIOVANG_STREAMS_NATS_URL": stack.nats_url,
+        "GIOVANG_STREAMS_REDIS_URL": stack.redis_url,
+        "GIOVANG_STREAMS_STATE_DIR": str(state_dir),
+    }
+
+
 def dbt(stack: Stack, state_dir: Path) -> dict[str, str]:
     """dbt, in the modeller or from the command line; it writes below `state_dir` only."""
     return {

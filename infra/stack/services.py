@@ -175,6 +175,12 @@ class _Builder:
             depends_on=("provision-capture", "migrate-warehouse"),
         )
         yield self._room(
+            "realtime",
+            "streams.realtime",
+            env=environment.realtime(stack, self._own("realtime", room=True)),
+            depends_on=("provision-capture", "redis"),
+        )
+        yield self._room(
             "modeller",
             "infra.modeller",
             env=environment.dbt(stack, self._own("modeller", room=True)),

@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, pipeline
+from tests.bench import core, pipeline, realtime
 from tests.bench.frame import BenchError, Options, Report, progress_to_stderr
 
 DEFAULT_SEED = 7
 BENCHES: dict[str, Callable[[Options], Report]] = {
     core.NAME: core.run,
     pipeline.NAME: pipeline.run,
+    realtime.NAME: realtime.run,
 }
 
 cli = typer.Typer(add_completion=False)

@@ -71,6 +71,15 @@ class Ground:
         }
         return self._room("warehouse", "streams.app", environment)
 
+    def realtime(self, redis_url: str) -> Server:
+        """Return the Faust worker of live status, not started; it is stopped with the ground."""
+        environment = {
+            "GIOVANG_STREAMS_NATS_URL": self.nats_url,
+            "GIOVANG_STREAMS_REDIS_URL": redis_url,
+            "GIOVANG_STREAMS_STATE_DIR": str(own_folder(self.folder, "realtime-state", None)),
+        }
+        return self._room("realtime", "streams.realtime", environment)
+
     def ingest_environment(self) -> dict[str, str]:
         """Return the settings of the capture room."""
         return {

@@ -38,6 +38,9 @@ UNAUDITED = {
     "ledger_postings": "legs of an entry, which is audited; immutable",
     "chain_transfers": "copied from a public chain; what follows from one is audited",
     "chain_cursors": "how far the watcher has read a public chain",
+    "chain_set_aside": "lines of a public chain to be read again; what follows is audited",
+    "chain_strays": "history itself; the watcher audits each one it finds as the payment's",
+    "chain_providers": "how the watcher's sources do at the moment",
     "capture_heartbeat": "capture's own pulse",
 }
 

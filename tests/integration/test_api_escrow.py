@@ -1,6 +1,5 @@
 """Escrow over HTTP: held, delivered, released by payer or time, disputed, resolved; each once."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,6 @@ import httpx
 import pytest
 
 from api.contract import Asset
-from api.database import new_id
 from api.errors import Conflict
 from api.payments import escrow
 from tests.fixtures.api import ApiServer, Shop, as_the_watcher_does, problem, superuser
@@ -25,9 +23,8 @@ from tests.fixtures.desk import (
     pay,
     receipt,
 )
+from tests.fixtures.payer import TOKENS, actions, hold, post, proof
 from tests.fixtures.services import BrokerServer, DatabaseServer
-
-TOKENS = 100_000_000
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +51,7 @@ def shop(api: ApiServer, ledger_database: DatabaseServer) -> Iterator[Shop]:
 @pytest.fixture
 def held(api: ApiServer, shop: Shop, ledger_database: DatabaseServer) -> dict[str, Any]:
     """Return the mission's example: 100 USDT at 23,000 dong, paid and held in escrow."""
-    payment = shop.create("2300000", asset="USDT", escrow=True)
-    pay(api, ledger_database, payment)
-    return shop.payment(payment["id"])
-
-
-def links(api: ApiServer, payment_id: str) -> dict[str, str]:
-    """Return the links that the payer's page shows, by what they do."""
-    page = httpx.get(f"{api.base_url}/order/{payment_id}")
-    assert page.status_code == 200
-    found = re.findall(r'href="([^"]+)" data-action="(\w+)"', page.text)
-    return {action: link for link, action in found}
-
-
-def token(link: str) -> str:
-    return link.partition("token=")[2]
-
-
-def post(api: ApiServer, payment_id: str, action: str, **form: str) -> httpx.Response:
-    return httpx.post(f"{api.base_url}/order/{payment_id}/{action}", data=form, timeout=30)
+    return hold(api, shop, ledger_database)
 
 
 def let_the_day_come(database: DatabaseServer, payment_id: str) -> None:
@@ -102,8 +81,9 @@ def test_the_missions_example_is_booked_to_the_unit(
     ]
     assert holds_of(ledger_database, payment_id) == [("pending", 2_300_000)]
     assert balance(ledger_database, shop, "escrow_liability_pool") == (2_300_000, 2_300_000)
-    answer = post(api, payment_id, "release", token=token(links(api, payment_id)["release"]))
-    assert (answer.status_code, answer.headers["location"]) == (303, f"/order/{payment_id}")
+    answer = post(api, payment_id, "release", **proof(api, payment_id, "release"))
+    assert answer.status_code == 303, answer.text
+    assert answer.headers["location"] == f"/order/{payment_id}?lang=en"
     done = shop.payment(payment_id)
     assert (done["status"], done["fee"]) == ("completed", "23000")
     assert done["escrow_released_by"] == "payer"
@@ -130,57 +110,6 @@ def test_the_missions_example_is_booked_to_the_unit(
     ]
 
 
-def test_the_link_is_shown_to_the_payer_once_there_is_money_and_to_no_one_else(
-    api: ApiServer, shop: Shop, ledger_database: DatabaseServer
-) -> None:
-    payment = shop.create("2300000", asset="USDT", escrow=True)
-    assert links(api, payment["id"]) == {}
-    pay(api, ledger_database, payment)
-    found = links(api, payment["id"])
-    assert set(found) == {"release", "dispute"}
-    for query in ("", "?expand[]=events&expand[]=transfers&expand[]=dispute&expand[]=refunds"):
-        shown = shop.client.get(f"/api/v1/payments/{payment['id']}{query}").text
-        assert "/release" not in shown
-        assert token(found["release"]) not in shown
-    # Looking does nothing: neither the shop's page nor the question.
-    for link in found.values():
-        asked = httpx.get(f"{api.base_url}{link}", headers={"Accept-Language": "en"})
-        assert asked.status_code == 200
-        assert "form-action 'self'" in asked.headers["content-security-policy"]
-    assert shop.payment(payment["id"])["status"] == "escrow_held"
-
-
-def test_a_token_serves_its_payment_its_purpose_and_its_time_alone(
-    api: ApiServer, shop: Shop, held: dict[str, Any], ledger_database: DatabaseServer
-) -> None:
-    other = shop.create("2300000", asset="USDT", escrow=True)
-    pay(api, ledger_database, other)
-    payment_id, found = held["id"], links(api, held["id"])
-    ends, _, mac = token(found["release"]).partition(".")
-    forged = (
-        "",
-        "x",
-        ".",
-        f"{ends}.",
-        f"{int(ends) + 1}.{mac}",
-        f"{ends}.{mac[:-1]}{'A' if mac[-1] != 'A' else 'B'}",
-        f"٣.{mac}",
-        "9" * 90,
-        token(found["dispute"]),
-        token(links(api, other["id"])["release"]),
-    )
-    for bad in forged:
-        problem(post(api, payment_id, "release", token=bad), 403, "not_permitted")
-    problem(post(api, payment_id, "release"), 403, "not_permitted")
-    path = f"{api.base_url}/order/{payment_id}/release"
-    problem(httpx.post(path, content=b"\xff" * 50), 403, "not_permitted")
-    problem(httpx.post(path, content=b"a=b&" * 50), 403, "not_permitted")
-    problem(httpx.get(path, params={"token": forged[2]}), 403, "not_permitted")
-    assert shop.payment(payment_id)["status"] == "escrow_held"
-    missing = new_id("pay")
-    problem(post(api, missing, "release", token=token(found["release"])), 403, "not_permitted")
-
-
 def test_delivery_starts_the_days_and_the_watcher_releases_on_the_day(
     api: ApiServer, shop: Shop, held: dict[str, Any], ledger_database: DatabaseServer
 ) -> None:
@@ -192,7 +121,7 @@ def test_delivery_starts_the_days_and_the_watcher_releases_on_the_day(
     assert due is not None
     again = shop.post(f"/api/v1/payments/{payment_id}/deliver", {})
     assert (again.status_code, again.json()["escrow_release_due_at"]) == (200, due)
-    assert set(links(api, payment_id)) == {"release", "dispute"}
+    assert actions(api, payment_id) == {"release", "dispute"}
 
     def by_timer() -> None:
         as_the_watcher_does(
@@ -213,13 +142,14 @@ def test_delivery_starts_the_days_and_the_watcher_releases_on_the_day(
 def test_sixteen_releases_and_a_dispute_have_one_effect(
     api: ApiServer, shop: Shop, held: dict[str, Any], ledger_database: DatabaseServer
 ) -> None:
-    payment_id, found = held["id"], links(api, held["id"])
+    payment_id = held["id"]
+    release = proof(api, payment_id, "release")
+    dispute = {**proof(api, payment_id, "dispute"), "reason": "changed my mind"}
 
     def act(number: int) -> httpx.Response:
         if number == 7:
-            form = {"token": token(found["dispute"]), "reason": "changed my mind"}
-            return post(api, payment_id, "dispute", **form)
-        return post(api, payment_id, "release", token=token(found["release"]))
+            return post(api, payment_id, "dispute", **dispute)
+        return post(api, payment_id, "release", **release)
 
     answers = at_once(act)
     status = shop.payment(payment_id)["status"]
@@ -239,8 +169,8 @@ def test_sixteen_releases_release_once(
     api: ApiServer, shop: Shop, held: dict[str, Any], ledger_database: DatabaseServer
 ) -> None:
     payment_id = held["id"]
-    release = token(links(api, payment_id)["release"])
-    answers = at_once(lambda _: post(api, payment_id, "release", token=release))
+    release = proof(api, payment_id, "release")
+    answers = at_once(lambda _: post(api, payment_id, "release", **release))
     assert {answer.status_code for answer in answers} == {303}
     assert balance(ledger_database, shop, "merchant_available") == (2_277_000, 0)
     kinds = [kind for kind, _ in entries_of(ledger_database, payment_id)]
@@ -269,14 +199,9 @@ def test_a_dispute_is_resolved_and_what_is_the_payers_goes_back(
     tokens_back: int,
 ) -> None:
     payment_id = held["id"]
-    form = {"token": token(links(api, payment_id)["dispute"]), "reason": "vỏ hộp\r\nrỗng"}
+    form = {**proof(api, payment_id, "dispute"), "reason": "vỏ hộp\r\nrỗng"}
     assert post(api, payment_id, "dispute", **form).status_code == 303
-    assert links(api, payment_id) == {}
-    problem(
-        post(api, payment_id, "release", token=token(links(api, payment_id).get("release", "x"))),
-        403,
-        "not_permitted",
-    )
+    assert actions(api, payment_id) == set()
     expanded = shop.client.get(f"/api/v1/payments/{payment_id}?expand[]=dispute").json()
     assert expanded["dispute"]["opened_by"] == "payer"
     assert expanded["dispute"]["reason"] == "vỏ hộp rỗng"

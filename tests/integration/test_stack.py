@@ -28,6 +28,7 @@ SERVICES = {
     "watcher",
     "capture",
     "warehouse",
+    "realtime",
     "modeller",
     "dashboards",
 }
@@ -45,6 +46,7 @@ ALLOWED = {
     "watcher": {"giovang_watcher", "redis"},
     "capture": {"giovang_capture"},
     "warehouse": {"giovang_streams"},
+    "realtime": {"redis"},
     "modeller": {"giovang_dbt"},
     "dashboards": {"giovang_dashboards"},
     "localnet": set(),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as live
 
-from api.chain.model import Receipt
+from api.chain.model import Commitment, Receipt
 from api.contract import USDC_MINT, USDT_MINT, PaymentStatus
 from api.database import Unit, new_id
 from api.errors import RefundExceedsPayment
@@ -67,7 +67,7 @@ REACHED: LiteralString = """
     UNION SELECT DISTINCT 'entry', kind FROM ledger_entries
 """
 MUST_BE_REACHED = {
-    *(("payment", status) for status in ("completed", "resolved", "disputed", "expired")),
+    *(("payment", status) for status in ("completed", "resolved", "disputed", "expired", "failed")),
     *(("payment", f"expired {exception}") for exception in ("late", "wrong_asset", "underpaid")),
     ("payment", "completed overpaid"),
     ("payment", "completed late accepted"),
@@ -79,6 +79,7 @@ MUST_BE_REACHED = {
     ("payout", "cancelled"),
     *(("hold", status) for status in ("pending", "posted", "voided", "expired")),
     *(("entry", kind) for kind in ("escrow_released", "transfer_assigned", "transfer_returned")),
+    *(("entry", kind) for kind in ("reversal", "loss_covered", "loss_recovered")),
 }
 LIVES_TO_REACH_ALL = 300
 
@@ -115,6 +116,12 @@ class CoreMachine(RuleBasedStateMachine):
                     " tolerance_bps) VALUES (%s, 'M', 'cafe', 'Asia/Ho_Chi_Minh', 'VN', %s, %s)",
                     (self.merchants[-1], fee_bps, tolerance_bps),
                 )
+            # The first one's money is booked at confirmed, and may vanish after that.
+            sql.execute(
+                "INSERT INTO confirmation_policies (id, merchant_id, up_to_minor, commitment,"
+                " reason, set_by) VALUES (%s, %s, 4000000, 'confirmed', 'a test', 'test')",
+                (new_id("cfp"), self.merchants[0]),
+            )
         # Each has earned something before, so that there is money to ask for.
         for number in range(2):
             self.create(pick=number, amount=4_000_000, asset="USDC", is_escrow=False, mode="test")
@@ -189,7 +196,11 @@ class CoreMachine(RuleBasedStateMachine):
         )
         if not settles:
             self.seen.append((came, payment.id if named else None))
-            self.as_watcher(lambda unit: settlement.see(unit, came, grace_s=GRACE_S))
+            self.as_watcher(
+                lambda unit: settlement.settle(
+                    unit, came, grace_s=GRACE_S, commitment=Commitment.CONFIRMED
+                )
+            )
             return
         self.finalize(came, payment.id if named else None)
 
@@ -210,7 +221,9 @@ class CoreMachine(RuleBasedStateMachine):
         came, payment_id = self.seen.pop(pick % len(self.seen))
         if vanishes:
             payment = None if payment_id is None else self.payment(self.payments.index(payment_id))
-            self.as_watcher(lambda unit: settlement.vanish(unit, known(came, payment)))
+            self.as_watcher(
+                lambda unit: settlement.vanish(unit, known(came, payment), grace_s=GRACE_S)
+            )
         else:
             self.finalize(came, payment_id)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.checkout.links import LIFETIME_S, PayerLinks
+from api.security import LINK_LIFETIME_S, PayerLinks
 
 LINKS = PayerLinks(base64.b64encode(b"k" * 32).decode())
 OTHERS = PayerLinks(base64.b64encode(b"l" * 32).decode())
@@ -16,9 +16,9 @@ TOKEN = LINKS.token(PAYMENT, "release", now_s=NOW_S)
 
 
 def test_a_token_is_good_until_its_end() -> None:
-    for now_s in (NOW_S, NOW_S + LIFETIME_S - 1):
+    for now_s in (NOW_S, NOW_S + LINK_LIFETIME_S["release"] - 1):
         assert LINKS.is_valid(TOKEN, PAYMENT, "release", now_s=now_s)
-    assert not LINKS.is_valid(TOKEN, PAYMENT, "release", now_s=NOW_S + LIFETIME_S)
+    assert not LINKS.is_valid(TOKEN, PAYMENT, "release", now_s=NOW_S + LINK_LIFETIME_S["release"])
 
 
 def test_a_token_is_of_one_payment_one_purpose_and_one_house() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from api.chain.model import TokenAccount, UnreadableTransaction
-from api.chain.receipts import account_keys, receipt_of
+from api.chain import receipts
+from api.chain.model import Receipt, TokenAccount, UnreadableTransaction
+from api.chain.receipts import TOKEN_PROGRAM, account_keys, landed_of
 from api.chain.solana_pay import token_account
 from api.contract import USDC_MINT, USDT_MINT, Asset
 
@@ -30,6 +31,10 @@ Json = dict[str, Any]
 def recorded(name: str) -> Json:
     answer: Json = json.loads((FOLDER / f"{name}.json").read_text())
     return answer
+
+
+def receipt_of(answer: Json, account: TokenAccount) -> Receipt | None:
+    return receipts.receipt_of(landed_of(answer), account)
 
 
 @pytest.fixture
@@ -167,8 +172,15 @@ def bend_no_balances(answer: Json) -> None:
     del answer["meta"]["postTokenBalances"]
 
 
+def bend_program(answer: Json) -> None:
+    """Token-2022 at an address of ours: it looks the same but for the program."""
+    for balance in answer["meta"]["postTokenBalances"]:
+        assert balance["programId"] == TOKEN_PROGRAM
+        balance["programId"] = "TokenzQdBNbLqP5VEhdkAS6EPFLC1PHnBqCXEpPxuEb"
+
+
 @pytest.mark.parametrize(
-    "bend", [bend_owner, bend_mint, bend_amount, bend_no_meta, bend_no_balances]
+    "bend", [bend_owner, bend_program, bend_mint, bend_amount, bend_no_meta, bend_no_balances]
 )
 def test_what_cannot_be_read_is_never_taken_for_nothing(
     first: Json, bend: Callable[[Json], None]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from api.chain.model import Receipt, TokenAccount
 from api.contract import USDC_MINT, USDT_MINT, Asset, PaymentException, PaymentStatus, may_move
 from api.ledger.model import AccountKind
+from api.payments.decision import decide, entries, fee_minor, fee_now, settles_for, walk
 from api.payments.escrow import released_entry, resolved_entry
 from api.payments.exceptions import acceptance
 from api.payments.model import Payment, ResolveDispute, Terms, due_minor, merchant_part
 from api.payments.refunds import tokens_of_share
-from api.payments.settlement import decide, entries, fee_minor, fee_now, settles_for, walk
 from api.rates.model import Quote, less_spread, token_amount_minor, worth_minor
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
@@ -142,10 +142,22 @@ def test_a_second_transfer_for_a_completed_payment_is_the_payers() -> None:
     )
 
 
-@pytest.mark.parametrize("status", ["expired", "failed"])
-def test_money_for_a_closed_payment_is_late(status: str) -> None:
-    assert book(replace(PAYMENT, status=status), receipt(PRICE)) == (
-        status,
+def test_money_that_comes_after_all_completes_a_payment_that_had_lost_it() -> None:
+    failed = replace(PAYMENT, status="failed")
+    assert book(failed, receipt(PRICE))[:2] == ("completed", None)
+    assert book(failed, receipt(1))[:2] == ("failed", "underpaid")
+    paid = decide(failed, receipt(PRICE), held_minor=0, grace_s=5)
+    assert paid.path == (PaymentStatus.CONFIRMING, PaymentStatus.COMPLETED)
+    keys = [
+        {entry.key for entry in entries(failed, receipt(PRICE), paid, fee=0, losses=losses)}
+        for losses in (0, 1)
+    ]
+    assert not keys[0] & keys[1]
+
+
+def test_money_for_an_expired_payment_is_late() -> None:
+    assert book(replace(PAYMENT, status="expired"), receipt(PRICE)) == (
+        "expired",
         "late",
         {"crypto_pool USDC": PRICE, "suspense USDC": -PRICE},
     )

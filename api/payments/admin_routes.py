@@ -19,6 +19,7 @@ from api.payments.model import (
     CompleteRefund,
     CreateRefund,
     FailRefund,
+    OpenDispute,
     Payment,
     RefundId,
     ResolveDispute,
@@ -80,6 +81,22 @@ async def list_disputes(
     async with operator_of(request).unit_of_work(identity_of(request, admin)) as unit:
         found, has_more = await escrow.open_disputes(unit, page, mode=admin.mode)
     view = DisputeList(data=[present_dispute(dispute) for dispute in found], has_more=has_more)
+    return json_answer(view.model_dump_json())
+
+
+@router.post(
+    "/payments/{payment_id}/dispute",
+    response_model=PaymentView,
+    responses=problems(*AUTH, NotFound, Conflict),
+    summary="Open a dispute for a payer",
+)
+async def dispute(
+    request: Request, payment_id: PaymentPath, body: OpenDispute, admin: DisputeAdmin
+) -> Response:
+    """Stop the release for a payer who cannot sign: who paid from an exchange, say."""
+    async with operator_of(request).unit_of_work(identity_of(request, admin)) as unit:
+        payment = await escrow.dispute(unit, payment_id, opened_by=admin.actor, reason=body.reason)
+        view = await _present(request, unit, payment)
     return json_answer(view.model_dump_json())
 
 

@@ -14,7 +14,7 @@ from solders.keypair import Keypair
 from api.database import new_id
 from api.security import PayerLinks
 from tests.fixtures.api import ApiServer, Shop, problem
-from tests.fixtures.desk import assert_sound, balance, make_desk_api, pay
+from tests.fixtures.desk import admin_at_work, assert_sound, balance, make_desk_api, pay
 from tests.fixtures.payer import PAYER, TOKENS, actions, asked, hold, post, proof
 from tests.fixtures.services import BrokerServer, DatabaseServer
 
@@ -201,6 +201,25 @@ def test_who_cannot_sign_is_told_whom_to_ask(
     problem(httpx.get(f"{api.base_url}/order/{payment['id']}/dispute"), 409, "conflict")
     opened = shop.post(f"/api/v1/payments/{payment['id']}/dispute", {"reason": "khách nhờ"})
     assert opened.json()["status"] == "disputed"
+
+
+def test_an_admin_disputes_for_a_payer_whom_the_shop_does_not_help(
+    api: ApiServer, shop: Shop, held: dict[str, Any]
+) -> None:
+    path, said = f"/api/v1/admin/payments/{held['id']}/dispute", {"reason": "sàn giao dịch, vỡ"}
+    problem(shop.post(path, said), 401, "not_authenticated")
+    admin = admin_at_work(api)
+    opened = admin.post(path, json=said)
+    assert (opened.status_code, opened.json()["status"]) == (200, "disputed"), opened.text
+    (dispute,) = [
+        one
+        for one in admin.get("/api/v1/admin/disputes", headers={"Giovang-Mode": "test"}).json()[
+            "data"
+        ]
+        if one["payment_id"] == held["id"]
+    ]
+    assert (dispute["reason"], dispute["opened_by"][:4]) == ("sàn giao dịch, vỡ", "adm_")
+    problem(admin.post(path, json=said), 409, "conflict")
 
 
 def test_a_browser_is_refused_by_a_page(api: ApiServer, held: dict[str, Any]) -> None:

@@ -93,7 +93,8 @@ CREATE INDEX disputes_by_merchant ON disputes (merchant_id, id);
 CREATE INDEX disputes_open ON disputes (id) WHERE outcome IS NULL;
 CALL close_tenant_table('disputes');
 GRANT SELECT ON disputes TO giovang_api, giovang_operator, giovang_watcher;
-GRANT INSERT (id, merchant_id, payment_id, opened_by, reason) ON disputes TO giovang_api;
+GRANT INSERT (id, merchant_id, payment_id, opened_by, reason) ON disputes
+    TO giovang_api, giovang_operator;
 GRANT UPDATE (outcome, merchant_minor, resolved_by, resolution_reason, resolved_at)
     ON disputes TO giovang_operator;
 CREATE TRIGGER disputes_stamp BEFORE UPDATE ON disputes

@@ -324,7 +324,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 def test_every_operation_says_who_may_call(document: dict[str, Any]) -> None:
     schemes = set(document["components"]["securitySchemes"])
-    assert schemes == {"API key", "Session", "Admin key"}
+    assert schemes == {"API key", "Session", "Admin key", "Live token"}
     open_to_all = set()
     for name, operation in operations(document):
         asked = {scheme for item in operation.get("security", []) for scheme in item}

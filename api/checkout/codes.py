@@ -15,8 +15,8 @@ from api.payments.model import Payment, link_of, request_link_of
 
 CodeKind = Literal["transfer", "request"]
 
-# Bytes of version 17 at error correction M: 85 modules a side.
-LONGEST_IN_A_CODE: Final = 500
+# Bytes of version 13 at error correction M: 69 modules a side.
+LONGEST_IN_A_CODE: Final = 331
 # Universal links that show a page in the wallet's own browser. Phantom's is documented at
 # docs.phantom.com/phantom-deeplinks/other-methods/browse; Solflare's is the one that the Solana
 # wallet adapter uses.

@@ -257,7 +257,7 @@ async def test_what_was_dropped_is_found_by_its_reference_too(
     later, _ = await alone.paid()
     await alone.until(later, "completed")
     proxy.behave()
-    await alone.watcher.references.look(50)
+    await alone.watcher.references.look(5_000)
     assert alone.aside(signature) == ("passed over", None)
     await alone.until(dropped, "completed")
 

@@ -119,7 +119,12 @@ class References:
         return chosen + [one for one in turn if one not in chosen]
 
     async def _look_at(self, payment: Watched) -> None:
-        lines = await self._final_lines(payment)
+        try:
+            lines = await self._final_lines(payment)
+        except ValueError:
+            # Not from us; and one such row must not keep the others from being looked at.
+            _log.error("reference is no address", payment_id=payment.id)
+            return
         if not lines:
             return
         async with self._database.unit_of_work(WATCHER) as unit:

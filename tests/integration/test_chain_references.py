@@ -208,6 +208,20 @@ async def test_dust_and_failures_with_the_reference_hide_nothing(
     await desk.until(payment, "completed")
 
 
+async def test_a_reference_that_is_no_address_stops_nobody(desk: Desk) -> None:
+    broken, payment = desk.shop.create(), desk.shop.create()
+    with superuser(desk.database) as database:
+        database.execute("SET session_replication_role = replica")
+        database.execute(
+            "UPDATE payments SET reference = 'no address ' || id WHERE id = %s", (broken["id"],)
+        )
+    me = desk.payer.key.pubkey()
+    grain = transfer(TransferParams(from_pubkey=me, to_pubkey=me, lamports=1))
+    await send(desk.payer, mark(grain, payment["reference"]))
+    (stray,) = await strays_of(desk, payment)
+    assert stray["kind"] == "nothing"
+
+
 @pytest.fixture
 def only_payments(desk: Desk) -> Iterator[None]:
     """Have no open payments but the test's own: others are laid away, and put back as they were."""

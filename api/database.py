@@ -380,6 +380,8 @@ async def _begin(
 async def _roll_back(connection: AsyncConnection[Any]) -> None:
     """End the database transaction; a connection that cannot is closed, and the pool drops it."""
     try:
-        await connection.execute("ROLLBACK")
+        # Not by execute(): psycopg would go on believing in statements whose preparation was among
+        # what PostgreSQL skipped after the error, and fail by them for as long as it is connected.
+        await connection.rollback()
     except psycopg.Error:
         await connection.close()

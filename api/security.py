@@ -38,14 +38,9 @@ SESSION_AUDIENCE: Final = "giovang"
 SESSION_LIFETIME: Final = timedelta(minutes=60)
 # A session may be exchanged for its successor until this long after the person proved who they are.
 SESSION_FAMILY_LIFETIME: Final = timedelta(hours=12)
-_QUARTER_HOUR_S: Final = 15 * 60
-# How long a payer's token is good, by what it is for. Those to release or dispute do nothing alone:
-# they are part of a text that the paying wallet signs (api.checkout.proof).
-LINK_LIFETIME_S: Final[dict[Purpose, int]] = {
-    "release": _QUARTER_HOUR_S,
-    "dispute": _QUARTER_HOUR_S,
-    "watch": _QUARTER_HOUR_S,
-}
+# How long a payer's token is good. Those to release or dispute do nothing alone: they are part of a
+# text that the paying wallet signs (api.checkout.proof).
+LINK_LIFETIME_S: Final = 15 * 60
 
 _SHOWN_CHARACTERS = 16
 _NONCE_BYTES = 12
@@ -126,7 +121,8 @@ class PayerLinks:
 
     A token is the end of its life and an HMAC-SHA256 over payment, purpose and that end, under a
     key derived from the sealing key (HKDF, RFC 5869). It says nothing, and one for another payment,
-    another purpose or a past time is refused.
+    another purpose or a past time is refused. One of purpose "watch" opens live status
+    and nothing else; a connection outlives none.
     """
 
     def __init__(self, sealing_key_base64: str) -> None:
@@ -134,7 +130,7 @@ class PayerLinks:
 
     def token(self, payment_id: str, purpose: Purpose, *, now_s: int) -> str:
         """Return a token that lets its holder do this to this payment for its lifetime."""
-        ends_at_s = now_s + LINK_LIFETIME_S[purpose]
+        ends_at_s = now_s + LINK_LIFETIME_S
         return f"{ends_at_s}.{self._mac(payment_id, purpose, ends_at_s)}"
 
     def is_valid(self, token: str, payment_id: str, purpose: Purpose, *, now_s: int) -> bool:

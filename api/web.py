@@ -31,7 +31,7 @@ from api.errors import (
     NotFound,
 )
 from api.ratelimit import RateLimiter, Taken, address_bucket
-from api.security import SessionClaims
+from api.security import PayerLinks, SessionClaims
 from api.settings import ApiSettings
 from infra.telemetry import get_logger
 
@@ -55,6 +55,11 @@ def request_id_of(request: Request) -> str:
 def settings_of(request: Request) -> ApiSettings:
     """Return what the process was told by its environment."""
     return cast("ApiSettings", request.app.state.settings)
+
+
+def links_of(request: Request) -> PayerLinks:
+    """Return who signs the codes and tokens of payers."""
+    return PayerLinks(settings_of(request).sealing_key.get_secret_value())
 
 
 def limiter_of(request: Request) -> RateLimiter:

@@ -13,7 +13,7 @@ from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from api.checkout.escrow_routes import CODE, REASON, act, fields_of, form
-from api.checkout.pages import Language, PaymentPath, links_of, order_of, pages
+from api.checkout.pages import Language, PaymentPath, order_of, pages
 from api.checkout.proof import Proof, text_to_sign
 from api.checkout.wallet import DemoWallet
 from api.checkout.words import Lang
@@ -32,7 +32,7 @@ from api.payments.model import CreatePayment, transfer_of
 from api.rates.service import Rates
 from api.security import Purpose
 from api.settings import ApiSettings
-from api.web import database_of, problems, request_id_of, settings_of
+from api.web import database_of, links_of, problems, request_id_of, settings_of
 
 router = pages("demo")
 _ORDER = CreatePayment(amount="65000", asset="USDC", description="Cà phê sữa đá")

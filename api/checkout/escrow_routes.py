@@ -15,9 +15,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import ValidationError
 
 from api.checkout import page
-from api.checkout.pages import Language, PaymentPath, html, links_of, order_of, pages
+from api.checkout.pages import Language, PaymentPath, html, order_of, pages
 from api.checkout.proof import Proof, demand, paying_wallet
-from api.checkout.service import act_on_order
+from api.checkout.service import payer_of
 from api.checkout.words import Lang
 from api.errors import (
     Conflict,
@@ -30,7 +30,7 @@ from api.errors import (
 from api.payments import escrow
 from api.payments.model import OpenDispute
 from api.security import Purpose
-from api.web import database_of, operator_of, problems, request_id_of, settings_of
+from api.web import database_of, links_of, operator_of, problems, request_id_of, settings_of
 from infra.telemetry import get_logger
 
 router = pages("escrow")
@@ -128,25 +128,14 @@ async def act(
     order, now_s = await order_of(request, payment_id), int(time.time())
     site = settings_of(request).public_url
     demand(order, purpose, proof, links=links_of(request), site=site, now_s=now_s)
-    api, operator = database_of(request), operator_of(request)
-    request_id = request_id_of(request)
+    identity = payer_of(order.payment.merchant_id, request_id_of(request))
     if purpose == "release":
-        await act_on_order(
-            operator,
-            api,
-            payment_id,
-            lambda unit: escrow.release(unit, payment_id, released_by=escrow.PAYER),
-            request_id=request_id,
-        )
+        async with operator_of(request).unit_of_work(identity) as unit:
+            await escrow.release(unit, payment_id, released_by=escrow.PAYER)
     else:
         said = _reason(reason)
-        await act_on_order(
-            api,
-            api,
-            payment_id,
-            lambda unit: escrow.dispute(unit, payment_id, opened_by=escrow.PAYER, reason=said),
-            request_id=request_id,
-        )
+        async with database_of(request).unit_of_work(identity) as unit:
+            await escrow.dispute(unit, payment_id, opened_by=escrow.PAYER, reason=said)
     # The evidence; the audit row of the act has the same request id. The payment's id is left out,
     # since who knows it sees the page.
     _log.info("payer acted", purpose=purpose, signature=proof.signature.strip(), code=proof.code)

@@ -19,14 +19,12 @@ from api.checkout.view import Order
 from api.checkout.words import Lang, language
 from api.errors import GiovangError, InvalidRequest, NotFound
 from api.payments.model import PaymentId
-from api.security import PayerLinks
 from api.web import (
     charge_address,
     database_of,
     operator_of,
     refusal_answer,
     request_id_of,
-    settings_of,
 )
 
 PaymentPath = Annotated[PaymentId, Path(examples=["pay_01jz8w5k6h7m9n0p2q3r4s5t6v"])]
@@ -79,11 +77,6 @@ async def order_of(request: Request, payment_id: str) -> Order:
         payment_id,
         request_id=request_id_of(request),
     )
-
-
-def links_of(request: Request) -> PayerLinks:
-    """Return who signs the codes and tokens of payers."""
-    return PayerLinks(settings_of(request).sealing_key.get_secret_value())
 
 
 async def _shown(request: Request, refusal: Exception) -> Response:

@@ -9,10 +9,9 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from api.checkout import page
-from api.checkout.pages import Language, PaymentPath, html, links_of, order_of, pages
+from api.checkout.pages import Language, PaymentPath, html, order_of, pages
 from api.errors import NotFound, TooManyRequests
-from api.realtime.tokens import live_token
-from api.web import problems, settings_of
+from api.web import links_of, problems, settings_of
 
 router = pages("checkout")
 
@@ -26,14 +25,15 @@ router = pages("checkout")
 async def order(request: Request, payment_id: PaymentPath, lang: Language) -> Response:
     """Show a payment to its payer; a created payment becomes pending by being shown."""
     found = await order_of(request, payment_id)
-    watches = found.refresh_s is not None
-    settings = settings_of(request)
+    settings, token = settings_of(request), None
+    if found.refresh_s is not None:
+        token = links_of(request).token(payment_id, "watch", now_s=int(time.time()))
     text = page.render_order(
         found,
         lang=lang,
         public_url=settings.public_url,
         demo=settings.demo,
-        live_token=live_token(links_of(request), payment_id, int(time.time())) if watches else None,
+        live_token=token,
     )
     return html(text)
 

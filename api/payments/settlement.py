@@ -32,12 +32,6 @@ from api.payments.decision import (
 from api.payments.model import Payment
 
 
-async def books_at(unit: Unit, receipt: Receipt) -> Commitment:
-    """Return the commitment at which this receipt is booked; locks the payment that it names."""
-    payment = await _named_payment(unit, receipt)
-    return Commitment.FINALIZED if payment is None else await confirmation.books_at(unit, payment)
-
-
 async def settle(
     unit: Unit,
     receipt: Receipt,
@@ -47,7 +41,7 @@ async def settle(
 ) -> str | None:
     """Record and book a receipt, once; return its payment's id, if it names one.
 
-    Finalized, or confirmed where `books_at` says that this is enough: then the same receipt at
+    Finalized, or confirmed where `confirmation` says that this is enough: then the same receipt at
     finalized is only marked final. Called again for the same receipt it changes nothing. At
     confirmed, what is not simply a payment's money is shown and waits (see `see`).
     """

@@ -14,9 +14,8 @@ from api.people.auth import KEY_SCHEME, LIVE_TOKEN_SCHEME, SESSION_SCHEME, ident
 from api.realtime.model import LiveTokenView
 from api.realtime.service import SCOPE, Permit, charge_opening, permit
 from api.realtime.sockets import HIGHEST_SEQ, EventStream, LiveSocket
-from api.realtime.tokens import LIVE_TOKEN_LIFETIME_S, live_token
-from api.security import PayerLinks
-from api.web import database_of, json_answer, problems, settings_of
+from api.security import LINK_LIFETIME_S
+from api.web import database_of, json_answer, links_of, problems, settings_of
 
 router = APIRouter(prefix="/api/v1/payments/{payment_id}", tags=["live status"])
 # Beside the router, since it is served as plain ASGI; docs/live.md describes it.
@@ -63,11 +62,11 @@ async def make_live_token(request: Request, caller: Reader, payment_id: PaymentP
     async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
         await payments.get(unit, payment_id, mode=caller.mode)
     settings, now_s = settings_of(request), int(time.time())
-    token = live_token(PayerLinks(settings.sealing_key.get_secret_value()), payment_id, now_s)
+    token = links_of(request).token(payment_id, "watch", now_s=now_s)
     here = f"{settings.public_url}/api/v1/payments/{payment_id}"
     view = LiveTokenView(
         token=token,
-        expires_at=datetime.fromtimestamp(now_s + LIVE_TOKEN_LIFETIME_S, UTC),
+        expires_at=datetime.fromtimestamp(now_s + LINK_LIFETIME_S, UTC),
         ws_url=f"ws{here.removeprefix('http')}/ws?token={token}",
         sse_url=f"{here}/sse?token={token}",
     )

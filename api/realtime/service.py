@@ -31,10 +31,16 @@ from api.realtime import store
 from api.realtime.feed import Feed
 from api.realtime.hub import Hub, Watcher
 from api.realtime.model import REVOKED
-from api.realtime.tokens import live_token_end_s
-from api.security import PayerLinks
 from api.settings import ApiSettings
-from api.web import charge_address, client_bucket, database_of, limiter_of, settings_of, spend
+from api.web import (
+    charge_address,
+    client_bucket,
+    database_of,
+    limiter_of,
+    links_of,
+    settings_of,
+    spend,
+)
 from infra.telemetry import get_logger
 
 POLICY: Final = "live"
@@ -69,8 +75,7 @@ async def permit(request: Request, payment_id: str, token: str | None) -> Permit
     the payment raises for everybody else: NotFound for another merchant's or the other mode's.
     """
     if token is not None:
-        links = PayerLinks(settings_of(request).sealing_key.get_secret_value())
-        ends_at_s = live_token_end_s(links, token, payment_id, int(time.time()))
+        ends_at_s = links_of(request).end_s(token, payment_id, "watch", now_s=int(time.time()))
         if ends_at_s is None:
             await charge_address(request)
             raise NotAuthenticated("this live token is not valid for this payment, or has ended")

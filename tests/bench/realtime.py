@@ -17,7 +17,6 @@ from solana.rpc.async_api import AsyncClient
 from solders.signature import Signature
 from solders.transaction_status import TransactionConfirmationStatus
 
-from api.realtime.tokens import live_token
 from api.security import PayerLinks
 from infra.stack.process import base_environment
 from tests.bench.frame import BenchError, Options, Report, percentile
@@ -121,7 +120,7 @@ def _fan_out(
     port = int(ground.api.base_url.rpartition(":")[2])
 
     def path(payment_id: str) -> str:
-        token = live_token(links, payment_id, int(time.time()))
+        token = links.token(payment_id, "watch", now_s=int(time.time()))
         return f"/api/v1/payments/{payment_id}/ws?token={token}"
 
     with Sockets(ground.folder, port, [path(ids[0])] * WARM_UP_SOCKETS, [ONE] * WARM_UP_SOCKETS):

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from infra.stack.process import base_environment
-from ingest.provision import offset_key, offset_value
+from ingest.checkpoint import offset_key, offset_value
 from ingest.settings import IngestSettings
 from tests.bench.frame import BenchError
 from tests.bench.ground import Ground, query

@@ -17,8 +17,9 @@ from ingest.checkpoint import (
 from ingest.contract import EventId, Table
 from ingest.errors import ProvisionRefused
 from ingest.guardian import Column, verify_tables
-from ingest.provision import drift, plan, stream_config
+from ingest.provision import plan
 from ingest.settings import IngestSettings
+from ingest.stream import drift, stream_config
 
 SETTINGS = IngestSettings(
     database_url="postgresql://capture:p%40ss@db.local:6432/giovang?sslmode=require",

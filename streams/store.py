@@ -15,6 +15,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from streams.contract import LEDGER_SOURCE, Table
+from streams.processor import AwayError
 from streams.rows import Row, Watermark
 
 CONNECT_TIMEOUT_S: Final = 5
@@ -108,7 +109,7 @@ class RowRefusedError(StoreError):
     """The database refuses a row of the batch: its fault, and trying again changes nothing."""
 
 
-class WarehouseAwayError(StoreError):
+class WarehouseAwayError(StoreError, AwayError):
     """The database is away, busy or slow: the batch is whole, and worth trying again."""
 
 

@@ -1,4 +1,4 @@
-"""Warehouse processor: the ledger's events become rows of the hypertables, each once.
+"""Entrypoint `python -m streams.warehouse`: events become rows of the hypertables, each once.
 
 A batch is acknowledged only after its rows and the watermark are committed. While the warehouse
 is away the batch waits, and with it the stream: nothing is dropped, nothing overtakes. A poison
@@ -7,29 +7,23 @@ it finds the row at fault.
 """
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from time import monotonic
+from typing import Final
 
-from infra.telemetry import get_logger
-from streams.deadletter import DeadLetters
-from streams.progress import Progress
-from streams.rows import PoisonEventError, Row, Watermark, row_for, table_for, watermark_for
-from streams.store import RowRefusedError, Store, WarehouseAwayError
+from infra.telemetry import configure_logging
+from streams.app import Reading, processor_worker, serve
+from streams.contract import WAREHOUSE_APP, WAREHOUSE_DEADLETTER_SUBJECT
+from streams.processor import Processor, Surroundings, last_watermark
+from streams.rows import PoisonEventError, Row, Watermark, row_for, table_for
+from streams.settings import StreamsSettings
+from streams.store import RowRefusedError, Store
 from streams.transport import JetStreamMessage
 
-log = get_logger(__name__)
-
-FIRST_WAIT_S = 0.25
-LONGEST_WAIT_S = 5.0
+CLOSE_DEADLINE_S: Final = 3.0
 
 table_of = lru_cache(maxsize=256)(table_for)
-
-
-class InterruptedBatchError(Exception):
-    """The worker is stopping while the warehouse is away: the batch stays unacknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +34,14 @@ class Mapped:
     row: Row
 
 
-class WarehouseProcessor:
-    """Writes batches of ledger events; holds no state that a restart could miss."""
+class WarehouseProcessor(Processor):
+    """Writes batches of ledger events."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        deadletters: DeadLetters,
-        progress: Progress,
-        pause: Callable[[float], Awaitable[object]],
-        stopping: Callable[[], bool],
-    ) -> None:
+    needs = "warehouse"
+
+    def __init__(self, store: Store, surroundings: Surroundings) -> None:
+        super().__init__(surroundings)
         self._store = store
-        self.deadletters = deadletters
-        self._progress = progress
-        self._pause = pause
-        self._stopping = stopping
 
     async def process(self, messages: Sequence[JetStreamMessage]) -> None:
         """Make a batch durable, in order; InterruptedBatchError when told to stop meanwhile."""
@@ -68,19 +53,14 @@ class WarehouseProcessor:
             try:
                 row = row_for(table, message.subject, message.value)
             except PoisonEventError as error:
-                await self._bury(message, str(error), attempt=1)
+                await self.bury(message, str(error))
             else:
                 if row is not None:
                     mapped.append(Mapped(message, row))
-        watermark = _last_watermark(messages)
+        watermark = last_watermark(messages)
         if mapped or watermark is not None:
             await self._write(mapped, watermark, attempt=1)
-        self._progress.advanced(
-            sequence=messages[-1].offset,
-            committed_at=watermark.committed_through if watermark else None,
-            events=len(messages),
-            rows=len(mapped),
-        )
+        self.finished(messages, watermark, len(mapped))
 
     async def _write(
         self, mapped: Sequence[Mapped], watermark: Watermark | None, attempt: int
@@ -94,53 +74,34 @@ class WarehouseProcessor:
                 await self._write(mapped[:half], None, attempt + 1)
                 await self._write(mapped[half:], watermark, attempt + 1)
             elif mapped:
-                await self._bury(mapped[0].message, str(refusal), attempt)
+                await self.bury(mapped[0].message, str(refusal), attempt)
                 await self._persist([], watermark)
             else:
                 raise
 
     async def _persist(self, rows: Sequence[Row], watermark: Watermark | None) -> None:
-        """Write, waiting out a warehouse that is away."""
-        wait_s = FIRST_WAIT_S
-        away_since = 0.0
-        while rows or watermark is not None:
-            try:
-                await self._store.write(rows, watermark)
-            except WarehouseAwayError as error:
-                away_since = away_since or monotonic()
-                self._progress.blocked(f"warehouse away, trying again: {error}")
-                log.warning("warehouse away", error=str(error), wait_s=round(wait_s, 2))
-                await self._pause(wait_s * random.uniform(0.5, 1.0))
-                if self._stopping():
-                    raise InterruptedBatchError from error
-                wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-            else:
-                if away_since:
-                    log.info("warehouse back", away_s=round(monotonic() - away_since, 1))
-                self._progress.unblocked()
-                return
+        if rows or watermark is not None:
+            await self.until_back(lambda: self._store.write(rows, watermark))
 
-    async def _bury(self, message: JetStreamMessage, reason: str, attempt: int) -> None:
-        await self.deadletters.send(
-            sequence=message.offset,
-            subject=message.subject,
-            headers=message.headers or {},
-            payload=message.value,
-            reason=reason,
-            attempt=attempt,
-        )
-        self._progress.dead_letters += 1
+    async def close(self) -> None:
+        """Close the store's connection."""
+        async with asyncio.timeout(CLOSE_DEADLINE_S):
+            await self._store.close()
 
 
-def _last_watermark(messages: Sequence[JetStreamMessage]) -> Watermark | None:
-    for message in reversed(messages):
-        watermark = watermark_for(message.headers or {}, message.offset)
-        if watermark is not None:
-            return watermark
-    return None
+def main() -> None:
+    """Run the warehouse worker until it is told to stop."""
+    configure_logging("warehouse")
+    settings = StreamsSettings()
+    reading = Reading(
+        WAREHOUSE_APP,
+        agent="warehouse",
+        deadletter_subject=WAREHOUSE_DEADLETTER_SUBJECT,
+        window_s=settings.batch_window_ms / 1000,
+    )
+    store = Store(settings.warehouse_url.get_secret_value())
+    serve(processor_worker(settings, reading, lambda around: WarehouseProcessor(store, around)))
 
 
-async def close(store: Store, deadline_s: float = 3.0) -> None:
-    """Close the store's connection, waiting no longer than `deadline_s`."""
-    async with asyncio.timeout(deadline_s):
-        await store.close()
+if __name__ == "__main__":
+    main()

@@ -170,7 +170,7 @@ class _Builder:
         )
         yield self._room(
             "warehouse",
-            "streams.app",
+            "streams.warehouse",
             env=environment.streams(stack, self._own("warehouse", room=True)),
             depends_on=("provision-capture", "migrate-warehouse"),
         )

@@ -69,7 +69,7 @@ class Ground:
             "GIOVANG_STREAMS_WAREHOUSE_URL": self.analytics.url("giovang_streams"),
             "GIOVANG_STREAMS_STATE_DIR": str(state),
         }
-        return self._room("warehouse", "streams.app", environment)
+        return self._room("warehouse", "streams.warehouse", environment)
 
     def realtime(self, redis_url: str) -> Server:
         """Return the Faust worker of live status, not started; it is stopped with the ground."""

@@ -122,7 +122,7 @@ def environment(
 
 
 def worker(environment: dict[str, str]) -> WorkerProcess:
-    return WorkerProcess("-m", "streams.app", env=environment)
+    return WorkerProcess("-m", "streams.warehouse", env=environment)
 
 
 async def publish(client: Client, messages: Iterable[ledger.Message]) -> list[ledger.Message]:

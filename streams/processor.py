@@ -1,0 +1,115 @@
+"""What every processor does around its own work: wait out what is away, bury poison, tell progress.
+
+A batch is acknowledged when `process` returns, so it returns only after the batch's effect is
+durable. While something that the work needs is away, the batch waits and with it the stream:
+nothing is dropped and nothing overtakes. A batch that cannot be finished because the worker is told
+to stop raises InterruptedBatchError, and is read again.
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import ClassVar
+
+from infra.telemetry import get_logger
+from streams.deadletter import DeadLetters
+from streams.progress import Progress
+from streams.rows import Watermark, watermark_for
+from streams.transport import JetStreamMessage
+
+log = get_logger(__name__)
+
+
+class AwayError(Exception):
+    """Something the work needs is away, busy or slow; nothing was done, so try again later."""
+
+
+class InterruptedBatchError(Exception):
+    """The worker is stopping while something is away: the batch stays unacknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker gives its processor; `pause` sleeps for seconds, or until told to stop."""
+
+    deadletters: DeadLetters
+    progress: Progress
+    pause: Callable[[float], Awaitable[object]]
+    stopping: Callable[[], bool]
+
+
+class Processor(ABC):
+    """One question asked of every event; holds no state that a restart could miss."""
+
+    needs: ClassVar[str]
+    """The name of what the work needs, as status and log say it is away."""
+    first_wait_s: ClassVar[float] = 0.25
+    longest_wait_s: ClassVar[float] = 5.0
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self.deadletters = surroundings.deadletters
+        self._progress = surroundings.progress
+        self._pause = surroundings.pause
+        self._stopping = surroundings.stopping
+
+    @abstractmethod
+    async def process(self, messages: Sequence[JetStreamMessage]) -> None:
+        """Make a batch's effect durable, in order; raises InterruptedBatchError."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back what the work needed, within a deadline."""
+
+    async def until_back(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do the work; while it raises AwayError wait, longer each time, and do it again."""
+        wait_s, away_since = self.first_wait_s, 0.0
+        while True:
+            try:
+                await work()
+            except AwayError as error:
+                away_since = away_since or monotonic()
+                self._progress.blocked(f"{self.needs} away, trying again: {error}")
+                log.warning("away", what=self.needs, error=str(error), wait_s=round(wait_s, 2))
+                await self._pause(wait_s * random.uniform(0.5, 1.0))
+                if self._stopping():
+                    raise InterruptedBatchError from error
+                wait_s = min(wait_s * 2, self.longest_wait_s)
+            else:
+                if away_since:
+                    log.info("back", what=self.needs, away_s=round(monotonic() - away_since, 1))
+                self._progress.unblocked()
+                return
+
+    async def bury(self, message: JetStreamMessage, reason: str, attempt: int = 1) -> None:
+        """Keep a poison event as a dead letter; it is durable when this returns."""
+        await self.deadletters.send(
+            sequence=message.offset,
+            subject=message.subject,
+            headers=message.headers or {},
+            payload=message.value,
+            reason=reason,
+            attempt=attempt,
+        )
+        self._progress.dead_letters += 1
+
+    def finished(
+        self, messages: Sequence[JetStreamMessage], watermark: Watermark | None, rows: int
+    ) -> None:
+        """Note that a batch is done, which moved `rows` rows."""
+        self._progress.advanced(
+            sequence=messages[-1].offset,
+            committed_at=watermark.committed_through if watermark else None,
+            events=len(messages),
+            rows=rows,
+        )
+
+
+def last_watermark(messages: Sequence[JetStreamMessage]) -> Watermark | None:
+    """Return how far a batch reads the ledger; None where no event of it tells."""
+    for message in reversed(messages):
+        watermark = watermark_for(message.headers or {}, message.offset)
+        if watermark is not None:
+            return watermark
+    return None

@@ -29,6 +29,7 @@ class DeadLetterHeader(StrEnum):
     SEQUENCE = "Giovang-Deadletter-Sequence"
     ATTEMPT = "Giovang-Deadletter-Attempt"
     FAILED_AT = "Giovang-Deadletter-Failed-At"
+    TRACEBACK = "Giovang-Deadletter-Traceback"
 
 
 class Table(StrEnum):

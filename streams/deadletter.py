@@ -6,9 +6,11 @@ them the acknowledgement of the event, so nothing vanishes. The same event sent 
 stream's deduplication window is kept once.
 """
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
+import orjson
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError
 
@@ -19,12 +21,16 @@ from streams.contract import (
     DeadLetterHeader,
     DeadLetterLimits,
 )
+from streams.processor import LedgerMessage
+from streams.rows import PoisonEventError
+from streams.store import StoreError
 from streams.transport import Connection
 
 log = get_logger(__name__)
 
 DEDUPLICATION_WINDOW_S = 3600.0
 REASON_LIMIT = 500
+TRACEBACK_LIMIT = 4000
 STREAM_NAME_IN_USE = 10058
 
 
@@ -65,33 +71,49 @@ class DeadLetters:
 
         await self._connection.retrying("dead-letter stream", add)
 
-    async def send(
-        self,
-        *,
-        sequence: int,
-        subject: str,
-        headers: Mapping[str, bytes],
-        payload: bytes | None,
-        reason: str,
-        attempt: int,
-    ) -> None:
-        """Store the event of `sequence` as a dead letter; returns when it is durable."""
+    async def send(self, message: LedgerMessage, error: Exception, *, attempt: int) -> None:
+        """Store an event as a dead letter; returns when it is durable."""
         letter = {
-            **{name: value.decode(errors="replace") for name, value in headers.items()},
-            DeadLetterHeader.REASON.value: " ".join(reason.split())[:REASON_LIMIT],
+            **{name: value.decode(errors="replace") for name, value in _headers(message)},
+            **failure_headers(error, attempt),
             DeadLetterHeader.CONSUMER.value: self._consumer,
             DeadLetterHeader.STREAM.value: self._source_stream,
-            DeadLetterHeader.SUBJECT.value: subject,
-            DeadLetterHeader.SEQUENCE.value: str(sequence),
-            DeadLetterHeader.ATTEMPT.value: str(attempt),
-            DeadLetterHeader.FAILED_AT.value: datetime.now(UTC).isoformat(),
-            "Nats-Msg-Id": f"{self._consumer}:{self._source_stream}:{sequence}",
+            DeadLetterHeader.SUBJECT.value: message.subject,
+            DeadLetterHeader.SEQUENCE.value: str(message.offset),
+            "Nats-Msg-Id": f"{self._consumer}:{self._source_stream}:{message.offset}",
         }
         await self._connection.retrying(
             "dead letter",
             lambda: self._connection.jetstream.publish(
-                self._subject, payload or b"", headers=dict(letter)
+                self._subject, message.value or b"", headers=dict(letter)
             ),
         )
         self.sent += 1
-        log.warning("event sent to the dead letters", sequence=sequence, subject=subject)
+        log.warning(
+            "event sent to the dead letters", sequence=message.offset, subject=message.subject
+        )
+
+
+def failure_headers(error: Exception, attempt: int) -> dict[str, str]:
+    """Return the headers that say why an event failed, at which attempt, when and where in code.
+
+    A header is one line, so the traceback is JSON text; its end is kept, where the error is.
+    """
+    lines = "".join(traceback.format_exception(error))
+    return {
+        DeadLetterHeader.REASON.value: _reason(error),
+        DeadLetterHeader.ATTEMPT.value: str(attempt),
+        DeadLetterHeader.FAILED_AT.value: datetime.now(UTC).isoformat(),
+        DeadLetterHeader.TRACEBACK.value: orjson.dumps(lines[-TRACEBACK_LIMIT:]).decode(),
+    }
+
+
+def _reason(error: Exception) -> str:
+    """Return a sentence: our own errors are one already, of others the kind is half of it."""
+    told = " ".join(str(error).split())
+    own = isinstance(error, PoisonEventError | StoreError)
+    return (told if own else f"{type(error).__name__}: {told}")[:REASON_LIMIT]
+
+
+def _headers(message: LedgerMessage) -> Iterable[tuple[str, bytes]]:
+    return (message.headers or {}).items()

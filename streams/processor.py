@@ -8,18 +8,38 @@ to stop raises InterruptedBatchError, and is read again.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, Protocol, TypeVar
 
 from infra.telemetry import get_logger
-from streams.deadletter import DeadLetters
 from streams.progress import Progress
 from streams.rows import Watermark, watermark_for
-from streams.transport import JetStreamMessage
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class LedgerMessage(Protocol):
+    """What a processor sees of a message: `offset` is its sequence in the ledger's stream."""
+
+    @property
+    def subject(self) -> str: ...  # noqa: D102
+    @property
+    def headers(self) -> Mapping[str, bytes] | None: ...  # noqa: D102
+    @property
+    def value(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+
+
+class Burial(Protocol):
+    """Where poison events go."""
+
+    async def send(self, message: LedgerMessage, error: Exception, *, attempt: int) -> None:
+        """Keep the event with the error as its reason; it is durable when this returns."""
 
 
 class AwayError(Exception):
@@ -34,7 +54,7 @@ class InterruptedBatchError(Exception):
 class Surroundings:
     """What a worker gives its processor; `pause` sleeps for seconds, or until told to stop."""
 
-    deadletters: DeadLetters
+    deadletters: Burial
     progress: Progress
     pause: Callable[[float], Awaitable[object]]
     stopping: Callable[[], bool]
@@ -49,13 +69,13 @@ class Processor(ABC):
     longest_wait_s: ClassVar[float] = 5.0
 
     def __init__(self, surroundings: Surroundings) -> None:
-        self.deadletters = surroundings.deadletters
+        self._deadletters = surroundings.deadletters
         self._progress = surroundings.progress
         self._pause = surroundings.pause
         self._stopping = surroundings.stopping
 
     @abstractmethod
-    async def process(self, messages: Sequence[JetStreamMessage]) -> None:
+    async def process(self, messages: Sequence[LedgerMessage]) -> None:
         """Make a batch's effect durable, in order; raises InterruptedBatchError."""
 
     @abstractmethod
@@ -82,20 +102,21 @@ class Processor(ABC):
                 self._progress.unblocked()
                 return
 
-    async def bury(self, message: JetStreamMessage, reason: str, attempt: int = 1) -> None:
+    async def understood(self, message: LedgerMessage, reading: Callable[[], T]) -> T | None:
+        """Return what `reading` makes of an event; one it fails on is buried, and gives None."""
+        try:
+            return reading()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's alone
+            await self.bury(message, error)
+            return None
+
+    async def bury(self, message: LedgerMessage, error: Exception, attempt: int = 1) -> None:
         """Keep a poison event as a dead letter; it is durable when this returns."""
-        await self.deadletters.send(
-            sequence=message.offset,
-            subject=message.subject,
-            headers=message.headers or {},
-            payload=message.value,
-            reason=reason,
-            attempt=attempt,
-        )
+        await self._deadletters.send(message, error, attempt=attempt)
         self._progress.dead_letters += 1
 
     def finished(
-        self, messages: Sequence[JetStreamMessage], watermark: Watermark | None, rows: int
+        self, messages: Sequence[LedgerMessage], watermark: Watermark | None, rows: int
     ) -> None:
         """Note that a batch is done, which moved `rows` rows."""
         self._progress.advanced(
@@ -106,7 +127,7 @@ class Processor(ABC):
         )
 
 
-def last_watermark(messages: Sequence[JetStreamMessage]) -> Watermark | None:
+def last_watermark(messages: Sequence[LedgerMessage]) -> Watermark | None:
     """Return how far a batch reads the ledger; None where no event of it tells."""
     for message in reversed(messages):
         watermark = watermark_for(message.headers or {}, message.offset)

@@ -11,6 +11,7 @@ with the state in PostgreSQL, so there is no history they would want.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
@@ -24,10 +25,15 @@ from infra.telemetry import configure_logging
 from ingest.contract import SUBJECT_ROOT, ChangeEvent
 from streams.app import Reading, processor_worker, serve
 from streams.contract import REALTIME_APP, REALTIME_DEADLETTER_SUBJECT
-from streams.processor import AwayError, Processor, Surroundings, last_watermark
+from streams.processor import (
+    AwayError,
+    LedgerMessage,
+    Processor,
+    Surroundings,
+    last_watermark,
+)
 from streams.rows import PoisonEventError
 from streams.settings import RealtimeSettings
-from streams.transport import JetStreamMessage
 
 CLOSE_DEADLINE_S: Final = 3.0
 _SUBJECT_PREFIX: Final = f"{SUBJECT_ROOT}."
@@ -91,19 +97,15 @@ class RealtimeProcessor(Processor):
         super().__init__(surroundings)
         self._redis = redis
 
-    async def process(self, messages: Sequence[JetStreamMessage]) -> None:
+    async def process(self, messages: Sequence[LedgerMessage]) -> None:
         """Publish a batch; InterruptedBatchError when told to stop while Redis is away."""
         pushes: list[Push] = []
         for message in messages:
             if not message.subject.startswith(_PAYMENT_PREFIX):
                 continue
-            try:
-                push = push_for(message.subject, message.value)
-            except PoisonEventError as error:
-                await self.bury(message, str(error))
-            else:
-                if push is not None:
-                    pushes.append(push)
+            push = await self.understood(message, partial(push_for, message.subject, message.value))
+            if push is not None:
+                pushes.append(push)
         if pushes:
             await self.until_back(lambda: self._publish(pushes))
         self.finished(messages, last_watermark(messages), len(pushes))
@@ -124,15 +126,17 @@ class RealtimeProcessor(Processor):
             await self._redis.aclose()
 
 
-def _redis(settings: RealtimeSettings) -> Redis:
+def processor(settings: RealtimeSettings, surroundings: Surroundings) -> RealtimeProcessor:
+    """Return the processor on the Redis of the settings; it connects at its first batch."""
     timeout_s = settings.redis_timeout_ms / 1000
-    return Redis.from_url(
+    redis = Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         # We wait and try again ourselves, and say so.
         retry=Retry(NoBackoff(), 0),
     )
+    return RealtimeProcessor(redis, surroundings)
 
 
 def main() -> None:
@@ -145,8 +149,7 @@ def main() -> None:
         deadletter_subject=REALTIME_DEADLETTER_SUBJECT,
         begin="latest",
     )
-    redis = _redis(settings)
-    serve(processor_worker(settings, reading, lambda around: RealtimeProcessor(redis, around)))
+    serve(processor_worker(settings, reading, partial(processor, settings)))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def row_for(table: Table, subject: str, payload: bytes | None) -> Row | None:
         raise PoisonEventError(str(error)) from error
 
 
-def watermark_for(headers: dict[str, bytes], sequence: int) -> Watermark | None:
+def watermark_for(headers: Mapping[str, bytes], sequence: int) -> Watermark | None:
     """Read an event's place from its headers, without parsing it; None when they do not tell."""
     try:
         place = EventId.parse(headers[HEADER_EVENT_ID].decode())

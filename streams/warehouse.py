@@ -9,17 +9,16 @@ it finds the row at fault.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 from infra.telemetry import configure_logging
 from streams.app import Reading, processor_worker, serve
 from streams.contract import WAREHOUSE_APP, WAREHOUSE_DEADLETTER_SUBJECT
-from streams.processor import Processor, Surroundings, last_watermark
-from streams.rows import PoisonEventError, Row, Watermark, row_for, table_for
+from streams.processor import LedgerMessage, Processor, Surroundings, last_watermark
+from streams.rows import Row, Watermark, row_for, table_for
 from streams.settings import StreamsSettings
 from streams.store import RowRefusedError, Store
-from streams.transport import JetStreamMessage
 
 CLOSE_DEADLINE_S: Final = 3.0
 
@@ -30,7 +29,7 @@ table_of = lru_cache(maxsize=256)(table_for)
 class Mapped:
     """An event of the stream with the row it became."""
 
-    message: JetStreamMessage
+    message: LedgerMessage
     row: Row
 
 
@@ -43,20 +42,18 @@ class WarehouseProcessor(Processor):
         super().__init__(surroundings)
         self._store = store
 
-    async def process(self, messages: Sequence[JetStreamMessage]) -> None:
+    async def process(self, messages: Sequence[LedgerMessage]) -> None:
         """Make a batch durable, in order; InterruptedBatchError when told to stop meanwhile."""
         mapped: list[Mapped] = []
         for message in messages:
             table = table_of(message.subject)
             if table is None:
                 continue
-            try:
-                row = row_for(table, message.subject, message.value)
-            except PoisonEventError as error:
-                await self.bury(message, str(error))
-            else:
-                if row is not None:
-                    mapped.append(Mapped(message, row))
+            row = await self.understood(
+                message, partial(row_for, table, message.subject, message.value)
+            )
+            if row is not None:
+                mapped.append(Mapped(message, row))
         watermark = last_watermark(messages)
         if mapped or watermark is not None:
             await self._write(mapped, watermark, attempt=1)
@@ -74,7 +71,7 @@ class WarehouseProcessor(Processor):
                 await self._write(mapped[:half], None, attempt + 1)
                 await self._write(mapped[half:], watermark, attempt + 1)
             elif mapped:
-                await self.bury(mapped[0].message, str(refusal), attempt)
+                await self.bury(mapped[0].message, refusal, attempt)
                 await self._persist([], watermark)
             else:
                 raise
@@ -89,6 +86,11 @@ class WarehouseProcessor(Processor):
             await self._store.close()
 
 
+def processor(settings: StreamsSettings, surroundings: Surroundings) -> WarehouseProcessor:
+    """Return the processor on the warehouse of the settings; it connects at its first batch."""
+    return WarehouseProcessor(Store(settings.warehouse_url.get_secret_value()), surroundings)
+
+
 def main() -> None:
     """Run the warehouse worker until it is told to stop."""
     configure_logging("warehouse")
@@ -99,8 +101,7 @@ def main() -> None:
         deadletter_subject=WAREHOUSE_DEADLETTER_SUBJECT,
         window_s=settings.batch_window_ms / 1000,
     )
-    store = Store(settings.warehouse_url.get_secret_value())
-    serve(processor_worker(settings, reading, lambda around: WarehouseProcessor(store, around)))
+    serve(processor_worker(settings, reading, partial(processor, settings)))
 
 
 if __name__ == "__main__":

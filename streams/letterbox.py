@@ -1,0 +1,180 @@
+"""The dead-letter stream as a box of letters: read, corrected, replaced, removed.
+
+Every request waits for a server that is just away, and then raises TransportError. Removing and
+replacing may be done twice: a letter that is gone is gone, and a replacement has an id of its own.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+from nats.js.errors import NotFoundError
+
+from ingest.contract import HEADER_EVENT_ID, HEADER_KEY, ChangeEvent
+from streams.contract import DEADLETTER_STREAM, DEADLETTER_SUBJECTS, DeadLetterHeader
+from streams.deadletter import failure_headers
+from streams.transport import Connection
+
+MOST_LISTED: Final = 10_000
+
+
+class LetterError(Exception):
+    """A command cannot be done; the sentence says what to do, `status` is the exit status."""
+
+    def __init__(self, told: str, status: int) -> None:
+        self.status = status
+        super().__init__(told)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter: the event as it was, and why it failed. `number` is its place in the stream.
+
+    A processor takes it as a message: `subject` and `offset` are those of the ledger's stream.
+    """
+
+    number: int
+    place: str
+    value: bytes | None
+    told: Mapping[str, str]
+
+    @property
+    def subject(self) -> str:
+        """The subject the event was published on."""
+        return self.told.get(DeadLetterHeader.SUBJECT, "")
+
+    @property
+    def offset(self) -> int:
+        """The event's sequence in the ledger's stream."""
+        return int(self.told.get(DeadLetterHeader.SEQUENCE, "0"))
+
+    @property
+    def headers(self) -> Mapping[str, bytes]:
+        """The headers the event had."""
+        ours = {header.value for header in DeadLetterHeader}
+        return {
+            name: text.encode()
+            for name, text in self.told.items()
+            if name not in ours and not name.startswith("Nats-")
+        }
+
+    @property
+    def consumer(self) -> str:
+        """The processor that failed on it."""
+        return self.told.get(DeadLetterHeader.CONSUMER, "")
+
+    @property
+    def key(self) -> str:
+        """The event's partition key, empty where it has none."""
+        return self.told.get(HEADER_KEY, "")
+
+    @property
+    def attempt(self) -> int:
+        """How many times it was tried, so far."""
+        return int(self.told.get(DeadLetterHeader.ATTEMPT, "1"))
+
+    @property
+    def traceback(self) -> str:
+        """Where in the code it failed, empty for letters from before that was kept."""
+        text = self.told.get(DeadLetterHeader.TRACEBACK)
+        return orjson.loads(text) if text else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints of a letter; bytes that are no UTF-8 are replaced."""
+        return {
+            "letter": self.number,
+            "consumer": self.consumer,
+            "subject": self.subject,
+            "sequence": self.offset,
+            "event_id": self.told.get(HEADER_EVENT_ID),
+            "key": self.key or None,
+            "attempt": self.attempt,
+            "failed_at": self.told.get(DeadLetterHeader.FAILED_AT),
+            "reason": self.told.get(DeadLetterHeader.REASON),
+            "traceback": self.traceback,
+            "payload": None if self.value is None else self.value.decode(errors="replace"),
+        }
+
+
+class LetterBox:
+    """The dead-letter stream."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def letters(self, *, after: int = 0, most: int = MOST_LISTED) -> AsyncIterator[Letter]:
+        """Give the letters numbered after `after`, in order, at most so many."""
+        for _ in range(most):
+            found = await self._read(after + 1, following=True)
+            if found is None:
+                return
+            yield found
+            after = found.number
+
+    async def letter(self, number: int) -> Letter:
+        """Return one letter; raises LetterError where there is none of that number."""
+        found = await self._read(number, following=False)
+        if found is None:
+            raise LetterError(f"there is no dead letter {number}; list shows those there are", 1)
+        return found
+
+    async def remove(self, letter: Letter) -> None:
+        """Remove a letter that is dealt with; one that is gone already is no error."""
+
+        async def delete() -> None:
+            try:
+                await self._connection.jetstream.delete_msg(DEADLETTER_STREAM, letter.number)
+            except NotFoundError:
+                return
+
+        await self._connection.retrying("remove a dead letter", delete)
+
+    async def replace(self, letter: Letter, error: Exception) -> None:
+        """Keep a letter that failed again, with the new reason and one attempt more."""
+        attempt = letter.attempt + 1
+        source = letter.told.get(DeadLetterHeader.STREAM, "")
+        headers = {
+            **letter.told,
+            **failure_headers(error, attempt),
+            "Nats-Msg-Id": f"{letter.consumer}:{source}:{letter.offset}:{attempt}",
+        }
+        await self._connection.retrying(
+            "dead letter",
+            lambda: self._connection.jetstream.publish(
+                letter.place, letter.value or b"", headers=dict(headers)
+            ),
+        )
+        await self.remove(letter)
+
+    async def _read(self, number: int, *, following: bool) -> Letter | None:
+        async def read() -> Letter | None:
+            try:
+                found = await self._connection.jetstream.get_msg(
+                    DEADLETTER_STREAM,
+                    seq=number,
+                    subject=DEADLETTER_SUBJECTS if following else None,
+                    next=following,
+                )
+            except NotFoundError:
+                return None
+            return Letter(
+                int(found.seq or 0), found.subject or "", found.data or b"", found.headers or {}
+            )
+
+        return await self._connection.retrying("read the dead letters", read)
+
+
+def corrected(letter: Letter, payload: bytes) -> Letter:
+    """Return the letter with another payload; LetterError where that is not the same event."""
+    try:
+        event = ChangeEvent.from_bytes(payload)
+    except ValueError as error:
+        raise LetterError(f"the corrected payload is no change event: {error}", 2) from error
+    if event.subject != letter.subject or event.id != letter.told.get(HEADER_EVENT_ID):
+        raise LetterError(
+            f"the corrected payload is event {event.id} on {event.subject}, the letter's is "
+            f"{letter.told.get(HEADER_EVENT_ID)} on {letter.subject}",
+            2,
+        )
+    return replace(letter, value=payload)

@@ -1,0 +1,208 @@
+"""Dead letters as a data engineer meets them: listed, read, mended, given back.
+
+The letters are made by the real worker out of poison events, and `python -m streams.letters` is run
+as `./giovang deadletter` runs it.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from nats.aio.client import Client
+
+from infra.stack.process import base_environment
+from ingest.contract import HEADER_EVENT_ID
+from streams.contract import DEADLETTER_STREAM
+from tests.fixtures import ledger_stream as ledger
+from tests.fixtures.services import CHECKOUT, BrokerServer, DatabaseServer, free_port
+from tests.fixtures.warehouse import Warehouse, ledger_client, publish, worker, worker_settings
+
+WRONG_COUNTRY = "VNM"
+KNOWN = "SELECT event_id, payer_country FROM raw.payment_analytics ORDER BY position, ordinal"
+
+
+@pytest.fixture
+def warehouse(analytics_database: DatabaseServer) -> Warehouse:
+    found = Warehouse(analytics_database)
+    found.clear()
+    return found
+
+
+@pytest.fixture
+async def client(nats_server: BrokerServer) -> AsyncIterator[Client]:
+    async with ledger_client(nats_server) as connected:
+        yield connected
+
+
+@pytest.fixture
+def environment(
+    nats_server: BrokerServer, analytics_database: DatabaseServer, tmp_path: Path
+) -> dict[str, str]:
+    return worker_settings(nats_server, analytics_database, tmp_path)
+
+
+def deadletter(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "streams.letters", *arguments],
+        cwd=CHECKOUT,
+        env={**base_environment(Path(environment["GIOVANG_STREAMS_STATE_DIR"])), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def listed(environment: dict[str, str], *arguments: str) -> list[dict[str, Any]]:
+    done = deadletter(environment, "list", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def payment(ordinal: int, **changes: Any) -> ledger.Message:
+    """One payment's row; all of them belong to the same merchant, and so to one key."""
+    at = ledger.START + timedelta(hours=1)
+    row = ledger.payment_row(77, "created", at, **changes)
+    return ledger.event_message(
+        ledger.change("payments", row, position=1_002_500, ordinal=ordinal, at=at)
+    )
+
+
+async def poisoned(
+    client: Client, warehouse: Warehouse, environment: dict[str, str]
+) -> list[ledger.Message]:
+    """Have the worker meet three poison events of one key and one of another; return all."""
+    other = ledger.event_message(
+        ledger.change(
+            "merchants",
+            ledger.merchant_row(3, "a\0b"),
+            position=1_002_500,
+            ordinal=4,
+            at=ledger.START,
+        )
+    )
+    messages = await publish(
+        client,
+        [
+            payment(1, payer_country=WRONG_COUNTRY),
+            payment(2, amount_minor="12.5"),
+            payment(3, payer_country=WRONG_COUNTRY),
+            other,
+            payment(5),
+        ],
+    )
+    with worker(environment) as running:
+        warehouse.wait_for(messages[-1])
+        assert running.stop() == 0
+    return messages
+
+
+async def test_a_letter_tells_why_and_nobody_is_waited_for_for_ever(
+    client: Client, warehouse: Warehouse, environment: dict[str, str]
+) -> None:
+    messages = await poisoned(client, warehouse, environment)
+    letters = {letter["sequence"]: letter for letter in listed(environment)}
+    assert sorted(letters) == [1, 2, 3, 4]
+    second = letters[2]
+    assert second["consumer"] == "giovang-warehouse"
+    assert second["subject"] == "ledger.payment.created"
+    assert second["event_id"] == messages[1].headers[HEADER_EVENT_ID]
+    assert second["attempt"] == 1
+    assert "not an integer of minor units" in second["reason"]
+    assert "PoisonEventError" in second["traceback"]
+    assert "in amount" in second["traceback"]
+    assert second["payload"].encode() == messages[1].payload
+    assert "RowRefusedError" in letters[1]["traceback"]
+
+    shown = deadletter(environment, "show", str(second["letter"]))
+    assert shown.returncode == 0
+    assert '"amount_minor": "12.5"' in shown.stdout
+    assert "Traceback" in shown.stdout
+    table = deadletter(environment, "list", "--consumer", "giovang-warehouse", "--limit", "2")
+    assert table.stdout.count("giovang-warehouse") == 2
+    assert listed(environment, "--consumer", "giovang-realtime") == []
+    missing = deadletter(environment, "show", "99")
+    assert missing.returncode == 1
+    assert missing.stderr == "giovang: there is no dead letter 99; list shows those there are\n"
+
+    nowhere = f"postgresql://giovang_streams@127.0.0.1:{free_port()}/analytics"
+    away = deadletter({**environment, "GIOVANG_STREAMS_WAREHOUSE_URL": nowhere}, "retry", "1")
+    assert away.returncode == 2
+    assert away.stderr.startswith("giovang: letter 1 was not tried: warehouse away")
+    no_nats = {**environment, "GIOVANG_STREAMS_NATS_URL": f"nats://127.0.0.1:{free_port()}"}
+    silent = deadletter(no_nats, "list")
+    assert silent.returncode == 2
+    assert "NATS does not answer" in silent.stderr
+    wrong = deadletter(environment, "retry")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "giovang: name letters, or say --all or --consumer NAME\n"
+    stream = await client.jetstream().stream_info(DEADLETTER_STREAM)
+    assert stream.state.messages == 4
+
+
+async def test_a_retry_keeps_the_order_of_a_key_and_holds_up_no_other(
+    client: Client, warehouse: Warehouse, environment: dict[str, str]
+) -> None:
+    await poisoned(client, warehouse, environment)
+    letters = listed(environment)
+    before = {letter["sequence"]: letter["letter"] for letter in letters}
+    tried = {letter["sequence"]: letter["attempt"] for letter in letters}
+    # The column now takes what it refused; the second event is wrong in itself.
+    warehouse.execute("ALTER TABLE raw.payment_analytics ALTER COLUMN payer_country TYPE char(3)")
+    try:
+        done = deadletter(environment, "retry", "--all")
+        again = deadletter(environment, "retry", "--consumer", "giovang-warehouse")
+    finally:
+        warehouse.clear()
+        warehouse.execute(
+            "ALTER TABLE raw.payment_analytics ALTER COLUMN payer_country TYPE char(2)"
+        )
+    assert done.returncode == 1
+    told = done.stdout.splitlines()
+    assert told[0].startswith(f"letter {before[1]} done: event ")
+    assert told[1].startswith(f"letter {before[2]} failed again: not an integer")
+    assert told[2] == f"letter {before[3]} waits for letter {before[2]}, of the same key"
+    assert told[3].startswith(f"letter {before[4]} failed again: ")
+    assert again.returncode == 1
+    left = {letter["sequence"]: letter for letter in listed(environment)}
+    assert sorted(left) == [2, 3, 4]
+    again_tried = [left[sequence]["attempt"] - tried[sequence] for sequence in (2, 3, 4)]
+    assert again_tried == [2, 0, 2]
+
+
+async def test_a_corrected_event_has_its_one_effect(
+    client: Client, warehouse: Warehouse, environment: dict[str, str], tmp_path: Path
+) -> None:
+    messages = await poisoned(client, warehouse, environment)
+    letter = next(one for one in listed(environment) if one["sequence"] == 1)
+    document = orjson.loads(letter["payload"])
+    document["after"]["payer_country"] = "VN"
+    file = tmp_path / "corrected.json"
+    file.write_bytes(orjson.dumps({**document, "ordinal": 9}))
+    number = str(letter["letter"])
+    refused = deadletter(environment, "retry", number, "--payload", str(file))
+    assert refused.returncode == 2
+    assert "not a change event" in refused.stderr or "is not that of" in refused.stderr
+    file.write_bytes(messages[2].payload)
+    refused = deadletter(environment, "retry", number, "--payload", str(file))
+    assert refused.returncode == 2
+    assert "the letter's is" in refused.stderr
+    assert len(listed(environment)) == 4, "a refused correction changed something"
+
+    file.write_bytes(orjson.dumps(document))
+    place = warehouse.place()
+    done = deadletter(environment, "retry", number, "--payload", str(file))
+    assert done.returncode == 0, done.stderr
+    mended, last = messages[0].headers[HEADER_EVENT_ID], messages[4].headers[HEADER_EVENT_ID]
+    assert warehouse.query(KNOWN) == [(mended, "VN"), (last, "VN")]
+    assert warehouse.place() == place, "an old event moved the watermark"
+    assert len(listed(environment)) == 3
+    gone = deadletter(environment, "retry", number)
+    assert gone.returncode == 1

@@ -20,11 +20,8 @@ from typing import Annotated, Final
 
 import orjson
 import typer
-from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
-from yarl import URL
 
 from infra.telemetry import configure_logging
 from ingest.contract import HEADER_EVENT_ID
@@ -33,8 +30,8 @@ from streams.contract import REALTIME_APP, WAREHOUSE_APP, DeadLetterHeader
 from streams.letterbox import MOST_LISTED, Letter, LetterBox, LetterError, corrected
 from streams.processor import InterruptedBatchError, LedgerMessage, Processor, Surroundings
 from streams.progress import Progress
-from streams.settings import RealtimeSettings, StreamsSettings
-from streams.transport import Connection, TransportError
+from streams.settings import OnlookerSettings, RealtimeSettings, StreamsSettings
+from streams.transport import TransportError, connected
 
 AWAY_LIMIT_S: Final = 15.0
 CONNECT_LIMIT_S: Final = 5.0
@@ -44,14 +41,6 @@ PROCESSORS: Final[Mapping[str, Callable[[Surroundings], Processor]]] = {
     WAREHOUSE_APP: lambda around: warehouse.processor(StreamsSettings(), around),
     REALTIME_APP: lambda around: realtime.processor(RealtimeSettings(), around),
 }
-
-
-class LettersSettings(BaseSettings):
-    """What reading letters needs."""
-
-    model_config = SettingsConfigDict(env_prefix="GIOVANG_STREAMS_", frozen=True)
-
-    nats_url: SecretStr
 
 
 class _Rejection:
@@ -228,13 +217,9 @@ async def _one(number: int) -> Letter:
 
 @asynccontextmanager
 async def _box() -> AsyncIterator[LetterBox]:
-    url = URL(LettersSettings().nats_url.get_secret_value())
-    connection = Connection([url], "giovang dead letters")
-    try:
-        await connection.open(CONNECT_LIMIT_S)
+    url = OnlookerSettings().nats_url.get_secret_value()
+    async with connected(url, "giovang dead letters", CONNECT_LIMIT_S) as connection:
         yield LetterBox(connection)
-    finally:
-        await connection.close()
 
 
 def _tell(line: str) -> None:

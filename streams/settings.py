@@ -9,12 +9,17 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class WorkerSettings(BaseSettings):
-    """What every Faust worker needs."""
+class OnlookerSettings(BaseSettings):
+    """What a command needs that looks at the streams."""
 
     model_config = SettingsConfigDict(env_prefix="GIOVANG_STREAMS_", frozen=True)
 
     nats_url: SecretStr
+
+
+class WorkerSettings(OnlookerSettings):
+    """What every Faust worker needs."""
+
     state_dir: Path
     batch_size: int = Field(default=1000, ge=1, le=10_000)
     lease_ms: int = Field(default=4_000, ge=2_000, le=60_000)

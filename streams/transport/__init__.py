@@ -3,7 +3,7 @@
 See README.md beside this file for the mapping, the guarantees and what is not there yet.
 """
 
-from streams.transport.connection import Connection
+from streams.transport.connection import Connection, connected
 from streams.transport.consumer import Consumer
 from streams.transport.delivery import JetStreamMessage
 from streams.transport.driver import Transport
@@ -14,12 +14,15 @@ from streams.transport.errors import (
     TransportError,
     WorkerFencedError,
 )
+from streams.transport.group import GroupView, Position, look
 from streams.transport.stream import Stream
 
 __all__ = [
     "Connection",
     "Consumer",
+    "GroupView",
     "JetStreamMessage",
+    "Position",
     "ServerUnavailableError",
     "Stream",
     "TopicMismatchError",
@@ -27,4 +30,6 @@ __all__ = [
     "Transport",
     "TransportError",
     "WorkerFencedError",
+    "connected",
+    "look",
 ]

@@ -7,7 +7,8 @@ compare-and-set) are raised at once. Only idempotent requests go through `retryi
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -216,6 +217,17 @@ class Connection:
     async def _log_disconnect(self) -> None:
         if not self._closing:
             logger.warning("connection to NATS lost")
+
+
+@asynccontextmanager
+async def connected(url: str, name: str, deadline_s: float) -> AsyncIterator[Connection]:
+    """Connect for the length of a block; ServerUnavailableError where nothing answers in time."""
+    connection = Connection([URL(url)], name)
+    try:
+        await connection.open(deadline_s)
+        yield connection
+    finally:
+        await connection.close()
 
 
 def server_address(url: URL) -> str:

@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from time import monotonic
 from uuid import uuid4
 
@@ -202,6 +203,57 @@ class Group:
             json.dumps(record).encode(),
             expected=expected,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far an app committed one partition: `offset` is the next to read, None for none yet."""
+
+    topic: str
+    partition: int
+    offset: int | None
+    committed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """An app's group as an onlooker sees it; `owner` is empty while nobody owns its partitions."""
+
+    owner: str
+    generation: int
+    positions: tuple[Position, ...]
+
+
+async def look(connection: Connection, app_id: str) -> GroupView | None:
+    """Return who owns an app's partitions and how far each is committed; None before its start.
+
+    Changes nothing. Raises ServerUnavailableError.
+    """
+    stream = names.group_stream(app_id)
+    offsets = names.offset_subject(app_id, "", 0).rpartition("..")[0]
+
+    async def read() -> GroupView | None:
+        jetstream = connection.jetstream
+        try:
+            info = await jetstream.stream_info(stream, subjects_filter=f"{offsets}.>")
+        except NotFoundError:
+            return None
+        positions = []
+        for subject in sorted(info.state.subjects or {}):
+            topic, _, partition = subject.removeprefix(f"{offsets}.").rpartition(".")
+            stored = await jetstream.get_last_msg(stream, subject)
+            record = json.loads(stored.data or b"")
+            positions.append(
+                Position(names.from_token(topic), int(partition), record["offset"], stored.time)
+            )
+        try:
+            lease = await jetstream.get_last_msg(stream, names.owner_subject(app_id))
+        except NotFoundError:
+            return GroupView("", 0, tuple(positions))
+        record = json.loads(lease.data or b"{}")
+        return GroupView(record.get("member", ""), record.get("generation", 0), tuple(positions))
+
+    return await connection.retrying(f"group of {app_id}", read)
 
 
 def _member_of(stored: Stored | None) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
 
 TOPIC_ROOT = "faust.topic"
 GROUP_ROOT = "faust.group"
@@ -33,6 +34,11 @@ def token(name: str) -> str:
     Letters, digits, `-` and `_` stay; every other byte becomes `=XX`, so two names never meet.
     """
     return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], name.encode()).decode()
+
+
+def from_token(text: str) -> str:
+    """Read back what `token` wrote."""
+    return unquote_to_bytes(text.replace("=", "%")).decode()
 
 
 def topic_stream(topic: str) -> str:

@@ -1,7 +1,8 @@
-"""Dead letters as a data engineer meets them: listed, read, mended, given back.
+"""The commands of the streams room as a data engineer meets them.
 
-The letters are made by the real worker out of poison events, and `python -m streams.letters` is run
-as `./giovang deadletter` runs it.
+Dead letters listed, read, mended, given back, made by the real worker out of poison events; and
+how the processors stand. The commands are run as `./giovang deadletter` and `./giovang streams
+status` run them.
 """
 
 import json
@@ -22,6 +23,7 @@ from streams.contract import DEADLETTER_STREAM
 from tests.fixtures import ledger_stream as ledger
 from tests.fixtures.services import CHECKOUT, BrokerServer, DatabaseServer, free_port
 from tests.fixtures.warehouse import Warehouse, ledger_client, publish, worker, worker_settings
+from tests.fixtures.workers import eventually
 
 WRONG_COUNTRY = "VNM"
 KNOWN = "SELECT event_id, payer_country FROM raw.payment_analytics ORDER BY position, ordinal"
@@ -48,8 +50,14 @@ def environment(
 
 
 def deadletter(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("streams.letters", environment, *arguments)
+
+
+def run(
+    module: str, environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "streams.letters", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=CHECKOUT,
         env={**base_environment(Path(environment["GIOVANG_STREAMS_STATE_DIR"])), **environment},
         capture_output=True,
@@ -206,3 +214,46 @@ async def test_a_corrected_event_has_its_one_effect(
     assert len(listed(environment)) == 3
     gone = deadletter(environment, "retry", number)
     assert gone.returncode == 1
+
+
+async def test_status_tells_who_reads_how_far_and_what_waits(
+    client: Client, warehouse: Warehouse, environment: dict[str, str]
+) -> None:
+    def status() -> tuple[int, dict[str, Any], list[str]]:
+        done = run("streams.status", environment, "--json", "--watch", "0.1")
+        assert done.stdout, done.stderr
+        document = json.loads(done.stdout)
+        found = {one["consumer"]: one for one in document["processors"]}
+        return done.returncode, found["giovang-warehouse"], document["complaints"]
+
+    code, standing, complaints = status()
+    assert code == 1
+    assert (standing["owner"], standing["partitions"]) == ("", [])
+    assert "giovang-warehouse is run by nobody" in complaints
+
+    messages = await publish(client, ledger.lives(0, 20))
+    with worker(environment) as running:
+        warehouse.wait_for(messages[-1])
+
+        def caught_up() -> dict[str, Any] | None:
+            standing = status()[1]
+            done = [part["committed"] for part in standing["partitions"]]
+            return standing if done == [len(messages)] else None
+
+        standing = eventually(caught_up, within_s=20, what="all is committed")
+        assert standing["owner"]
+        assert standing["generation"] > 0
+        (partition,) = standing["partitions"]
+        assert (partition["behind_events"], partition["lag_ms"]) == (0, 0)
+        assert partition["committed_at"] is not None
+        assert running.stop() == 0
+    more = await publish(client, ledger.lives(20, 5))
+    code, standing, complaints = status()
+    assert code == 1
+    (partition,) = standing["partitions"]
+    assert partition["behind_events"] == len(more)
+    assert partition["lag_ms"] > 60_000, "the events are of months ago"
+    assert any("s behind on ledger" in sentence for sentence in complaints)
+    shown = run("streams.status", environment)
+    assert f"{len(more)} events" in shown.stdout
+    assert "giovang-realtime is run by nobody" in shown.stdout

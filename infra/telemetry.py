@@ -1,18 +1,25 @@
-"""Structured logs and readiness for every Giovang process.
+"""Structured logs, readiness and metrics for every Giovang process.
 
 Logs are JSON lines on standard error; they never carry row data or secrets. Readiness speaks the
 systemd notify protocol (sd_notify(3)), so the local supervisor and systemd understand the same
 words. Where no supervisor listens, the notifications do nothing; a supervisor that vanished is not
-an error of the service.
+an error of the service. Metrics are served to Prometheus over HTTP, by a thread of their own.
 """
 
+import contextlib
 import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from typing import Final
 
 import orjson
 import structlog
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.registry import Collector
+
+METRICS_STOP_TIMEOUT_S: Final = 2.0
 
 
 class _StandardError(structlog.BytesLogger):
@@ -73,6 +80,24 @@ def notify_ready(status: str = "ready") -> None:
 def notify_alive(status: str) -> None:
     """Tell the supervisor that the working loop still turns; call it at least every 5 s."""
     _notify(f"WATCHDOG=1\nSTATUS={_one_line(status)}")
+
+
+@contextlib.contextmanager
+def serve_metrics(collector: Collector, *, host: str, port: int) -> Iterator[None]:
+    """Answer `GET /metrics` with what `collector` tells, and with this process's own use.
+
+    Raises `OSError` where the address is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    server, thread = start_http_server(port, addr=host, registry=registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(METRICS_STOP_TIMEOUT_S)
 
 
 def _one_line(text: str) -> str:

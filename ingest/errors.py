@@ -17,12 +17,36 @@ class EnvelopeInvalid(IngestError):  # noqa: N818 - names a state, as the log sh
     """A change cannot be told in the envelope's words."""
 
 
+class MaskRefused(IngestError):  # noqa: N818 - names a state, as the log shows it
+    """A column cannot be masked in the way that was asked for."""
+
+
 class ProvisionRefused(IngestError):  # noqa: N818 - names a state, as the log shows it
     """Stream, slot or offset differ from what is stated, and mending would hide a loss."""
 
 
 class ResumeRefused(IngestError):  # noqa: N818 - names a state, as the log shows it
     """Slot, stored offset and stream contradict each other; going on would lose or double."""
+
+
+class SlotLost(ResumeRefused):
+    """The replication slot is gone or was given up: changes are missing from the stream."""
+
+
+class SeatLost(IngestError):  # noqa: N818 - names a state, as the log shows it
+    """Another capture process took this one's place, or its row was removed."""
+
+
+class BackfillRefused(IngestError):  # noqa: N818 - names a state, as the log shows it
+    """A backfill was asked for that cannot be, or not now."""
+
+
+class BackfillStopped(IngestError):  # noqa: N818 - names a state, as the log shows it
+    """A backfill cannot go on; with `pauses` the run is paused, to be resumed by a person."""
+
+    def __init__(self, reason: str, *, pauses: bool = True) -> None:
+        self.pauses = pauses
+        super().__init__(reason)
 
 
 class PublishFailed(IngestError):  # noqa: N818 - names a state, as the log shows it
@@ -38,6 +62,10 @@ class Fenced(PublishFailed):
             f"another publisher wrote to the stream after sequence {expected} ({answer}); "
             "this one stops and resumes from what the stream holds"
         )
+
+
+class MetricsRefused(IngestError):  # noqa: N818 - names a state, as the log shows it
+    """Metrics were asked for and cannot be served."""
 
 
 class EngineStopped(IngestError):  # noqa: N818 - names a state, as the log shows it

@@ -1,13 +1,11 @@
-"""What the ledger database says about capture: slot, log, stored offset, published tables.
+"""What the ledger database says about capture: slot, log, stored offset.
 
 Reads only, save one beat of the heartbeat table. Its findings decide, before the engine starts,
 whether capture may resume at all, and measure its lag while it runs. A database that does not
-answer in time raises `psycopg.Error`; a published table that the envelope cannot tell correctly
-raises `ProvisionRefused`, naming table and column.
+answer in time raises `psycopg.Error`.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,59 +14,52 @@ from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
 from ingest.checkpoint import LogState, SlotState, WalStatus
-from ingest.contract import MUTABLE_TABLES, Table
-from ingest.envelope import MOMENT_SUFFIX, MONEY_SUFFIX
-from ingest.errors import ProvisionRefused
+from ingest.errors import ProvisionRefused, SlotLost
 from ingest.settings import IngestSettings
+from ingest.tables import ORIGIN_TABLE, SCHEMA
 
 Database = Connection[TupleRow]
 
-SCHEMA: Final = "capture"
-ORIGIN_TABLE: Final = "slot_origin"
 CONNECT_TIMEOUT_S: Final = 10
 STATEMENT_TIMEOUT_MS: Final = 10_000
+# A machine that vanished must not keep the lock of its session for two hours.
+_KEEPALIVE: Final = (
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+)
 HEARTBEAT_SQL: Final = (
     "UPDATE public.capture_heartbeat "
     "SET beat_at = clock_timestamp(), sequence = sequence + 1 WHERE id = 1"
 )
 _SLOT_SQL: Final = """
     SELECT confirmed_flush_lsn - '0/0', restart_lsn - '0/0', wal_status, active_pid,
-           plugin, database = current_database()
+           plugin, database = current_database(), safe_wal_size
     FROM pg_replication_slots WHERE slot_name = %s
 """
 _SYSTEM_SQL: Final = """
     SELECT (SELECT system_identifier::text FROM pg_control_system()),
            pg_current_wal_flush_lsn() - '0/0'
 """
-_COLUMNS_SQL: Final = """
-    SELECT c.relname, c.relreplident = 'f', a.attname, a.atttypid::regtype::text
-    FROM pg_publication_tables p
-    JOIN pg_class c ON c.oid = format('%%I.%%I', p.schemaname, p.tablename)::regclass
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    WHERE p.pubname = %s
-    ORDER BY c.relname, a.attnum
+_NOW_SQL: Final = """
+    SELECT pg_current_wal_flush_lsn() - '0/0',
+           (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 """
 _PLUGIN: Final = "pgoutput"
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a published table; `whole_before` is REPLICA IDENTITY FULL."""
-
-    table: str
-    whole_before: bool
-    name: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
 class Lag:
-    """How far capture is behind, and how much log its slot holds back, in bytes."""
+    """How far capture is behind, and how much log its slot holds back, in bytes.
+
+    `limit` is how much it may hold back before PostgreSQL gives it up; None without a limit.
+    `now_us` is the database's clock.
+    """
 
     behind: int
     retained: int
+    limit: int | None
     wal_status: WalStatus
     active_pid: int | None
+    now_us: int
 
 
 def open_database(settings: IngestSettings) -> Database:
@@ -78,7 +69,8 @@ def open_database(settings: IngestSettings) -> Database:
         autocommit=True,
         connect_timeout=CONNECT_TIMEOUT_S,
         application_name="giovang capture guardian",
-        options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+        options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} {_KEEPALIVE}",
+        tcp_user_timeout=STATEMENT_TIMEOUT_MS,
     )
 
 
@@ -87,13 +79,19 @@ def slot_state(connection: Database, slot: str) -> SlotState | None:
     row = connection.execute(_SLOT_SQL, (slot,)).fetchone()
     if row is None:
         return None
-    confirmed, restart, wal_status, active_pid, plugin, ours = row
+    confirmed, restart, wal_status, active_pid, plugin, ours, room = row
     if plugin != _PLUGIN or not ours:
         raise ProvisionRefused(
             f"replication slot {slot} belongs to another database or plug-in ({plugin})"
         )
     status = WalStatus.LOST if confirmed is None or wal_status is None else WalStatus(wal_status)
-    return SlotState(int(confirmed or 0), int(restart or 0), status, active_pid)
+    return SlotState(
+        confirmed=int(confirmed or 0),
+        restart=int(restart or 0),
+        wal_status=status,
+        active_pid=active_pid,
+        room=None if room is None else int(room),
+    )
 
 
 def log_state(connection: Database, settings: IngestSettings) -> LogState:
@@ -149,43 +147,6 @@ def _origin(connection: Database, settings: IngestSettings) -> int | None:
     return None if row is None else int(row[0])
 
 
-def published_columns(connection: Database, publication: str) -> list[Column]:
-    """Read the columns of every table in the publication."""
-    return [Column(*row) for row in connection.execute(_COLUMNS_SQL, (publication,))]
-
-
-def verify_tables(publication: str, columns: Iterable[Column]) -> None:
-    """Raise `ProvisionRefused` where the published tables and the contract differ."""
-    columns = list(columns)
-    problems = []
-    published = {column.table for column in columns}
-    if missing := {table.value for table in Table} - published:
-        problems.append(f"{', '.join(sorted(missing))} not published")
-    if unknown := published - {table.value for table in Table}:
-        problems.append(f"{', '.join(sorted(unknown))} unknown to ingest/contract.py")
-    problems += sorted(
-        {
-            f"{column.table} lacks REPLICA IDENTITY FULL"
-            for column in columns
-            if column.table in MUTABLE_TABLES and not column.whole_before
-        }
-    )
-    problems += [problem for column in columns for problem in _column_problems(column)]
-    if problems:
-        raise ProvisionRefused(f"publication {publication}: {'; '.join(problems)}")
-
-
-def _column_problems(column: Column) -> Iterable[str]:
-    moment, money = column.name.endswith(MOMENT_SUFFIX), column.name.endswith(MONEY_SUFFIX)
-    if column.type.startswith("timestamp"):
-        if not moment or column.type != "timestamp with time zone":
-            yield f"{column.table}.{column.name} must be timestamptz and end in {MOMENT_SUFFIX}"
-    elif moment:
-        yield f"{column.table}.{column.name} ends in {MOMENT_SUFFIX} but is {column.type}"
-    if money and column.type not in {"bigint", "numeric"}:
-        yield f"{column.table}.{column.name} ends in {MONEY_SUFFIX} but is {column.type}"
-
-
 def beat(connection: Database) -> None:
     """Write one heartbeat, which comes back through the log as an event."""
     if connection.execute(HEARTBEAT_SQL).rowcount != 1:
@@ -195,16 +156,22 @@ def beat(connection: Database) -> None:
 def measure(connection: Database, slot: str, position: int) -> Lag:
     """Measure how far `position`, the last published commit, is behind the log's end.
 
-    Raises `ProvisionRefused` where the slot vanished.
+    Raises `SlotLost` where the slot vanished.
     """
-    row = connection.execute("SELECT pg_current_wal_flush_lsn() - '0/0'").fetchone()
+    row = connection.execute(_NOW_SQL).fetchone()
     state = slot_state(connection, slot)
     if row is None or state is None:
-        raise ProvisionRefused(f"replication slot {slot} vanished while capture was running")
+        raise SlotLost(
+            f"replication slot {slot} vanished: changes since then can no longer be captured; run "
+            "`python -m ingest.provision`, which says what to do"
+        )
     end = int(row[0])
+    retained = max(0, end - state.restart)
     return Lag(
         behind=max(0, end - position),
-        retained=max(0, end - state.restart),
+        retained=retained,
+        limit=None if state.room is None else retained + max(0, state.room),
         wal_status=state.wal_status,
         active_pid=state.active_pid,
+        now_us=int(row[1]),
     )

@@ -63,7 +63,8 @@ async def connect(url: str, name: str) -> Client:
             CONNECT_TIMEOUT_S,
         )
     except (OSError, TimeoutError, NatsError) as error:
-        raise PublishFailed(f"NATS does not answer: {error or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        raise PublishFailed(f"NATS does not answer: {why}") from error
 
 
 async def stream_info(jetstream: JetStreamContext, stream: str) -> StreamInfo | None:

@@ -1,13 +1,14 @@
 """From Debezium's records to acknowledged messages: the path that every change takes.
 
-Called by the engine on its own thread, one batch at a time. While one batch of messages is in
-flight the next is written; never more than one is. What cannot be told, ordered or stored raises,
-and the process ends.
+Called on one thread, one batch at a time. While one batch of messages is in flight the next is
+written; never more than one is. The newest change is held back until it is known whether its
+database transaction ends with it, also from one batch to the next: the end is logged with the
+commit, so it follows at once. What is held back is not acknowledged, and comes again with the same
+id after a restart. What cannot be told, ordered or stored raises, and the process ends.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import orjson
 
 from ingest.checkpoint import Cursor, Resume
+from ingest.contract import EventId
 from ingest.envelope import EnvelopeWriter, Message
 from ingest.publisher import ACK_TIMEOUT_S, BatchWindow, LedgerPublisher
 
@@ -27,10 +29,13 @@ class Progress:
     passed_over: int = 0
     position: int = 0
     heard_at: float = 0.0
+    committed_us: int = 0
+    acked_us: int = 0
+    """When the last acknowledged event was committed, by PostgreSQL's clock, and acknowledged."""
 
 
 class Pump:
-    """Turns batches of records into acknowledged messages. Runs on the engine's thread."""
+    """Turns batches of records into acknowledged messages. Runs on one thread."""
 
     def __init__(
         self,
@@ -44,27 +49,34 @@ class Pump:
         self._sender = sender
         self._loop = loop
         self._in_flight: Future[None] | None = None
+        self._held: tuple[EventId, dict[str, Any]] | None = None
+        self._told_us = 0
         self.progress = Progress(position=resume.position, heard_at=time.monotonic())
 
-    def handle(self, values: Sequence[Any]) -> tuple[int, int] | None:
-        """Publish the batch; return index and position of its last whole database transaction."""
+    def handle(self, batch: bytes) -> int | None:
+        """Publish a batch, a JSON array of the engine's records.
+
+        Returns the position of its last whole database transaction, None where none ends in it.
+        """
         self.progress.heard_at = time.monotonic()
         window = BatchWindow()
-        whole: tuple[int, int] | None = None
-        for index, value in enumerate(values):
-            if value is None:
+        whole: int | None = None
+        for record in orjson.loads(batch):
+            if record is None:
                 continue
-            record = orjson.loads(memoryview(value))
             if "source" in record:
                 self._change(record, window)
             elif "status" in record:
-                position = self._boundary(record)
-                whole = whole if position is None else (index, position)
+                position = self._boundary(record, window)
+                whole = whole if position is None else position
         self._send(window.take())
         self._await_ack()
         self.progress.heard_at = time.monotonic()
+        if self._told_us != self.progress.committed_us:
+            self.progress.committed_us = self._told_us
+            self.progress.acked_us = time.time_ns() // 1000
         if whole is not None:
-            self.progress.position = whole[1]
+            self.progress.position = whole
         return whole
 
     def _change(self, record: dict[str, Any], window: BatchWindow) -> None:
@@ -73,18 +85,29 @@ class Pump:
         if event_id is None:
             self.progress.passed_over += 1
             return
-        full = window.add(self._writer.message(event_id, record))
-        if full is not None:
-            self._send(full)
+        if self._held is not None:
+            self._write(*self._held, window, ends=False)
+        self._held = event_id, record
 
-    def _boundary(self, record: dict[str, Any]) -> int | None:
+    def _boundary(self, record: dict[str, Any], window: BatchWindow) -> int | None:
         """Take a BEGIN or END record; return where the database transaction ends."""
         if record["status"] == "BEGIN":
             self._cursor.begin()
             return None
         position = int(record["id"].rpartition(":")[2])
         self._cursor.end(position, record["event_count"])
+        if self._held is not None:
+            self._write(*self._held, window, ends=True)
+            self._held = None
         return position
+
+    def _write(
+        self, event_id: EventId, record: dict[str, Any], window: BatchWindow, *, ends: bool
+    ) -> None:
+        self._told_us = record["source"]["ts_us"]
+        full = window.add(self._writer.message(event_id, record, ends=ends))
+        if full is not None:
+            self._send(full)
 
     def _send(self, messages: list[Message]) -> None:
         self._await_ack()

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from api.contract import live_channel
 from infra.telemetry import configure_logging
-from ingest.contract import SUBJECT_ROOT, ChangeEvent
+from ingest.contract import SUBJECT_ROOT, ChangeEvent, Operation
 from streams.app import Reading, processor_worker, serve
 from streams.contract import REALTIME_APP, REALTIME_DEADLETTER_SUBJECT
 from streams.processor import (
@@ -51,7 +51,8 @@ class Push:
 def push_for(subject: str, payload: bytes | None) -> Push | None:
     """Return what to publish of an event, None where it is no step that a payer sees.
 
-    A row's change without a new number is none, and neither is a row from before numbers existed.
+    A row's change without a new number is none, neither is a row from before numbers existed, nor
+    one that a backfill tells again: nothing happened to it.
     Raises PoisonEventError where the event is not what its subject says.
     """
     try:
@@ -59,7 +60,7 @@ def push_for(subject: str, payload: bytes | None) -> Push | None:
         if event.subject != subject:
             raise PoisonEventError(f"published on {subject}, but says {event.subject}")
         row = event.after
-        if row is None or "event_seq" not in row:
+        if row is None or "event_seq" not in row or event.operation is Operation.SNAPSHOT:
             return None
         seq, before = row["event_seq"], event.before
         if not isinstance(seq, int) or isinstance(seq, bool):

@@ -37,10 +37,14 @@ class PoisonEventError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row on its way: the table and its values, in the column order of `streams.store`."""
+    """A row on its way: the table and its values, in the column order of `streams.store`.
+
+    One that is `told_again` by a backfill says how things stand, and counts where that is news.
+    """
 
     table: Table
     values: tuple[Any, ...]
+    told_again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ def row_for(table: Table, subject: str, payload: bytes | None) -> Row | None:
         event = ChangeEvent.from_bytes(payload or b"")
         _same_subject(event, subject)
         values = _VALUES[table](event)
-        return None if values is None else Row(table, values)
+        told_again = event.operation is Operation.SNAPSHOT
+        return None if values is None else Row(table, values, told_again)
     except PoisonEventError:
         raise
     except KeyError as error:
@@ -199,6 +204,8 @@ _VALUES: Final[Mapping[Table, Callable[[ChangeEvent], tuple[Any, ...] | None]]] 
 
 def _status(event: ChangeEvent, row: dict[str, Any]) -> str:
     status = _text(row["status"])
+    if event.operation is Operation.SNAPSHOT:
+        return status
     if status != event.subject.rpartition(".")[2]:
         raise PoisonEventError(f"subject {event.subject}, but the row's status is {status!r}")
     return status

@@ -1,10 +1,12 @@
 """SQL of the warehouse processor: one batch is one database transaction.
 
 Rows are copied into temporary staging tables and moved by one statement a table; a row that is
-already there stays as it is, so a replay changes nothing. The watermark moves in the same
-database transaction and never backwards. Errors are sorted into three kinds: a row the database
-refuses (RowRefusedError), a database that is away or busy (WarehouseAwayError, worth trying
-again), and one that is not ready for this version (WarehouseNotReadyError, worth stopping for).
+already there stays as it is, so a replay changes nothing. What a backfill tells again counts only
+where it is news: a state that is not known by its status and time, a merchant of whom something is
+known differently. The watermark moves in the same database transaction and never backwards. Errors
+are sorted into three kinds: a row the database refuses (RowRefusedError), a database that is away
+or busy (WarehouseAwayError, worth trying again), and one that is not ready for this version
+(WarehouseNotReadyError, worth stopping for).
 """
 
 import asyncio
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 from streams.contract import LEDGER_SOURCE, Table
 from streams.processor import AwayError
@@ -90,6 +92,64 @@ MOVE: Final[dict[Table, LiteralString]] = {
     WHERE (known.position, known.ordinal) < (EXCLUDED.position, EXCLUDED.ordinal)
     """,
 }
+# After the rows that happened, which may be what is told again. The batch's span of time is given,
+# so that only the chunks of the hypertable that it reaches are asked.
+MOVE_TOLD_AGAIN: Final[dict[Table, LiteralString]] = {
+    Table.PAYMENT_ANALYTICS: """
+    INSERT INTO raw.payment_analytics (
+        time, merchant_id, amount_vnd, amount_usd, currency, chain, payer_country, status,
+        event_id, payment_id, exception, asset_amount, fee_vnd, payer_address,
+        position, ordinal, committed_at
+    )
+    SELECT DISTINCT ON (payment_id, status, time) *
+    FROM staged_payments AS told
+    WHERE NOT EXISTS (
+        SELECT FROM raw.payment_analytics AS known
+        WHERE known.payment_id = told.payment_id AND known.status = told.status
+          AND known.time = told.time AND known.time BETWEEN %(first)s AND %(last)s)
+    ORDER BY payment_id, status, time, position, ordinal
+    ON CONFLICT (event_id, time) DO NOTHING
+    """,
+    Table.REFUNDS: """
+    INSERT INTO raw.refunds (
+        time, event_id, refund_id, payment_id, merchant_id, amount_vnd, status,
+        position, ordinal, committed_at
+    )
+    SELECT DISTINCT ON (refund_id, status, time) *
+    FROM staged_refunds AS told
+    WHERE NOT EXISTS (
+        SELECT FROM raw.refunds AS known
+        WHERE known.merchant_id = told.merchant_id AND known.refund_id = told.refund_id
+          AND known.status = told.status
+          AND known.time = told.time AND known.time BETWEEN %(first)s AND %(last)s)
+    ORDER BY refund_id, status, time, position, ordinal
+    ON CONFLICT (event_id, time) DO NOTHING
+    """,
+    Table.MERCHANTS: """
+    INSERT INTO raw.merchants AS known (
+        merchant_id, name, trade, timezone, country, deleted_at,
+        event_id, position, ordinal, committed_at
+    )
+    SELECT DISTINCT ON (merchant_id) *
+    FROM staged_merchants
+    ORDER BY merchant_id, position DESC, ordinal DESC
+    ON CONFLICT (merchant_id) DO UPDATE SET
+        name = EXCLUDED.name, trade = EXCLUDED.trade, timezone = EXCLUDED.timezone,
+        country = EXCLUDED.country, deleted_at = EXCLUDED.deleted_at,
+        event_id = EXCLUDED.event_id, position = EXCLUDED.position,
+        ordinal = EXCLUDED.ordinal, committed_at = EXCLUDED.committed_at, recorded_at = now()
+    WHERE (known.position, known.ordinal) < (EXCLUDED.position, EXCLUDED.ordinal)
+      AND (known.name, known.trade, known.timezone, known.country, known.deleted_at)
+          IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.trade, EXCLUDED.timezone, EXCLUDED.country,
+                            EXCLUDED.deleted_at)
+    """,
+}
+UNSTAGE: Final[dict[Table, LiteralString]] = {
+    Table.PAYMENT_ANALYTICS: "TRUNCATE staged_payments",
+    Table.REFUNDS: "TRUNCATE staged_refunds",
+    Table.MERCHANTS: "TRUNCATE staged_merchants",
+}
+_BY_TIME: Final = frozenset({Table.PAYMENT_ANALYTICS, Table.REFUNDS})
 MOVE_WATERMARK: Final[LiteralString] = """
 INSERT INTO raw.watermark AS known
     (source, committed_through, position, ordinal, stream_sequence)
@@ -149,15 +209,20 @@ class Store:
 
     async def _write(self, rows: Sequence[Row], watermark: Watermark | None) -> None:
         connection = await self._connected()
-        by_table: dict[Table, list[tuple[Any, ...]]] = {}
+        happened: dict[Table, list[tuple[Any, ...]]] = {}
+        told_again: dict[Table, list[tuple[Any, ...]]] = {}
         for row in rows:
+            by_table = told_again if row.told_again else happened
             by_table.setdefault(row.table, []).append(row.values)
         async with connection.transaction(), connection.cursor() as cursor:
-            for table, values in by_table.items():
-                async with cursor.copy(COPY[table]) as copy:
-                    for row_values in values:
-                        await copy.write_row(row_values)
+            for table, values in happened.items():
+                await _stage(cursor, table, values)
                 await cursor.execute(MOVE[table])
+            for table, values in told_again.items():
+                if table in happened:
+                    await cursor.execute(UNSTAGE[table])
+                await _stage(cursor, table, values)
+                await cursor.execute(MOVE_TOLD_AGAIN[table], _span(table, values))
             if watermark is not None:
                 await cursor.execute(
                     MOVE_WATERMARK,
@@ -198,3 +263,19 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return f"{error.diag.sqlstate} {error.diag.message_primary}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+async def _stage(
+    cursor: AsyncCursor[tuple[Any, ...]], table: Table, values: Sequence[tuple[Any, ...]]
+) -> None:
+    async with cursor.copy(COPY[table]) as copy:
+        for row_values in values:
+            await copy.write_row(row_values)
+
+
+def _span(table: Table, values: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:
+    """Return the times between which the rows lie; None where the table has no time."""
+    if table not in _BY_TIME:
+        return None
+    times = [row_values[0] for row_values in values]
+    return {"first": min(times), "last": max(times)}

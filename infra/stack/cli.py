@@ -19,7 +19,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from infra.stack import background, commands, doctor, logs, view
+from infra.stack import background, capture, commands, doctor, logs, processors, view
 from infra.stack.accounts import AccountError
 from infra.stack.brokers import BrokerError
 from infra.stack.ports import PortError
@@ -44,13 +44,6 @@ app = typer.Typer(
 _width = None if sys.stdout.isatty() else 240
 console = Console(highlight=False, width=_width)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-# Options after the other program's own words are its own, its --help included.
-PASS_ON = {
-    "allow_extra_args": True,
-    "ignore_unknown_options": True,
-    "allow_interspersed_args": False,
-}
 
 
 @app.command()
@@ -226,7 +219,7 @@ def reset(
     console.print("Removed. ./giovang up starts afresh.")
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=commands.PASS_ON)
 def test(context: typer.Context) -> None:
     """Run lint, types, import rules and all tests; arguments after it go to pytest.
 
@@ -236,29 +229,29 @@ def test(context: typer.Context) -> None:
     raise typer.Exit(commands.run_tests(console, context.args))
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
+@app.command(context_settings=commands.PASS_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """Run the demo against the running stack: livelier traffic, or another history."""
     if "--help" in context.args:
         commands.enter_help(commands.DEMO, context.args)
-    commands.enter_demo(_running(), context.args)
+    commands.enter_demo(commands.running(), context.args)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
+@app.command(context_settings=commands.PASS_ON, add_help_option=False)
 def dbt(context: typer.Context) -> None:
     """Run dbt against the running stack's warehouse, such as `./giovang dbt build`."""
     if "--help" in context.args:
         commands.enter_help(commands.DBT, context.args)
-    commands.enter_dbt(_running(), context.args)
+    commands.enter_dbt(commands.running(), context.args)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
+@app.command(context_settings=commands.PASS_ON, add_help_option=False)
 def audit(context: typer.Context) -> None:
     """Prove the running stack's audit trail: `./giovang audit verify [--since DATE] [--json]`."""
     if "--help" in context.args or not context.args:
         commands.enter_help(commands.AUDITOR, context.args or ["--help"])
     try:
-        settings = _running()
+        settings = commands.running()
     except StateError as error:
         # Its status 1 says that the trail is broken, which is another matter.
         errors.print(f"giovang: not verified: {error}", markup=False)
@@ -266,10 +259,23 @@ def audit(context: typer.Context) -> None:
     commands.enter_auditor(settings, context.args)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
+@app.command(context_settings=commands.PASS_ON, add_help_option=False)
 def bench(context: typer.Context) -> None:
     """Measure: `./giovang bench NAME [--short] [--json]`; without a name it lists the benches."""
     commands.enter_bench(_settings(), context.args)
+
+
+@app.command(context_settings=commands.PASS_ON, add_help_option=False)
+def chaos(context: typer.Context) -> None:
+    """Kill capture, NATS and PostgreSQL under load: `./giovang chaos capture [--kills N]`."""
+    commands.enter_chaos(_settings(), context.args)
+
+
+app.add_typer(capture.words, name="capture")
+app.add_typer(processors.words, name="streams")
+app.command("deadletter", context_settings=commands.PASS_ON, add_help_option=False)(
+    processors.deadletter
+)
 
 
 environment_app = typer.Typer(help="The pinned Python environment.", no_args_is_help=True)
@@ -314,6 +320,9 @@ def _one_sentence() -> Iterator[None]:
     ) as error:
         errors.print(f"giovang: {error}", markup=False)
         sys.exit(1)
+    except commands.CannotTellError as error:
+        errors.print(f"giovang: cannot tell: {error}", markup=False)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -341,14 +350,6 @@ def _snapshot(settings: StackSettings) -> Snapshot:
         known = stopped_snapshot(settings)
         known["supervisor"] = {"pid": folder.supervisor_pid(), "phase": "starting"}
     return known
-
-
-def _running() -> StackSettings:
-    settings = _settings()
-    if not StateFolder(settings.state).is_supervised():
-        message = "the stack is not running: ./giovang up starts it"
-        raise StateError(message)
-    return settings
 
 
 def _show(settings: StackSettings, snapshot: Snapshot) -> None:

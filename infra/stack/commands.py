@@ -1,7 +1,8 @@
-"""Commands that hand over to another program: tests, demo, dbt, audit, benches, environment.
+"""Commands that hand over to another program: tests, demo, dbt, audit, capture, benches.
 
-`demo`, `dbt`, `audit` and `bench` become the other program (exec), with the variables of its room
-and as the user who runs that room, so its exit status and its answer to Ctrl-C are its own.
+`demo`, `dbt`, `audit`, `capture`, `chaos` and `bench` become the other program (exec), with the
+variables of its room and as the user who runs that room, so its exit status and its answer to
+Ctrl-C are its own.
 """
 
 import os
@@ -25,19 +26,30 @@ from infra.stack.ports import Ports
 from infra.stack.process import base_environment
 from infra.stack.services import make_stack, room_account
 from infra.stack.settings import CHECKOUT, StackSettings
-from infra.stack.state import StateFolder
+from infra.stack.state import StateError, StateFolder
 
 CODE = ("api", "ingest", "streams", "dashboards", "infra", "tests")
 DEMO = (sys.executable, "-m", "infra.demo")
 AUDITOR = (sys.executable, "-m", "api.auditor")
+CHAOS = (sys.executable, "-m", "tests.chaos")
 DBT = (str(Path(sys.executable).parent / "dbt"),)
 GATE_TIMEOUT_S = 900
 PYTEST_TIMEOUT_S = 3300
 LOCK_TIMEOUT_S = 900
+# Options after the other program's own words are its own, its --help included.
+PASS_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+}
 
 
 class CommandError(Exception):
     """A command cannot do its work here; the message says what to do."""
+
+
+class CannotTellError(Exception):
+    """A command whose status 1 is an answer has none; the message says why. Its status is 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +107,31 @@ def enter_help(program: Sequence[str], arguments: Sequence[str]) -> NoReturn:
 
 def enter_demo(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
     """Become `python -m infra.demo` with the running stack's addresses."""
-    stack, account = _running_stack(settings), room_account()
+    stack, account = running_stack(settings), room_account()
     home = stack.folder.own_folder("demo", account)
-    _become([*DEMO, *arguments], environment.demo(stack, home), home, account)
+    become([*DEMO, *arguments], environment.demo(stack, home), home, account)
 
 
 def enter_dbt(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
     """Become dbt on the running stack's warehouse, with folders of its own for what it writes."""
-    stack, account = _running_stack(settings), room_account()
+    stack, account = running_stack(settings), room_account()
     home = stack.folder.own_folder("dbt", account)
-    _become([*DBT, *arguments], environment.dbt(stack, home), home, account)
+    become([*DBT, *arguments], environment.dbt(stack, home), home, account)
 
 
 def enter_auditor(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
     """Become `python -m api.auditor` on the running stack's ledger."""
-    stack, account = _running_stack(settings), room_account()
+    stack, account = running_stack(settings), room_account()
     home = stack.folder.own_folder("auditor", account)
-    _become([*AUDITOR, *arguments], environment.auditor(stack), home, account)
+    become([*AUDITOR, *arguments], environment.auditor(stack), home, account)
+
+
+def enter_chaos(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
+    """Become `python -m tests.chaos`, which starts what it kills by itself."""
+    tree = str(settings.postgres_tree_or_default)
+    os.chdir(CHECKOUT)
+    env = {**os.environ, "GIOVANG_TEST_POSTGRES_TREE": tree}
+    os.execve(CHAOS[0], [*CHAOS, *(arguments or ["--help"])], env)  # noqa: S606 - our own
 
 
 def enter_bench(settings: StackSettings, arguments: Sequence[str]) -> NoReturn:
@@ -198,15 +218,34 @@ def _pytest(arguments: Sequence[str], env: Mapping[str, str], *, colour: bool) -
     return process.returncode, summary
 
 
-def _running_stack(settings: StackSettings) -> Stack:
+def running() -> StackSettings:
+    """Return the settings of the stack that runs; `StateError` where none does."""
+    settings = StackSettings()
+    if not StateFolder(settings.state).is_supervised():
+        message = "the stack is not running: ./giovang up starts it"
+        raise StateError(message)
+    return settings
+
+
+def running_or_unknown() -> StackSettings:
+    """Return the settings of the stack that runs; `CannotTellError` where none does."""
+    try:
+        return running()
+    except StateError as error:
+        raise CannotTellError(str(error)) from error
+
+
+def running_stack(settings: StackSettings) -> Stack:
+    """Return all that was decided about the stack that runs."""
     known = StateFolder(settings.state).read_status()
     ports = {name: known["ports"][name] for name in Ports.__dataclass_fields__}
     return make_stack(settings, Ports(**ports))
 
 
-def _become(
+def become(
     command: Sequence[str], variables: Mapping[str, str], home: Path, account: Account | None
 ) -> NoReturn:
+    """Become another program, as the user and with the variables of its room."""
     env = {**os.environ, **base_environment(home), **variables}
     os.chdir(CHECKOUT)
     if account is not None:

@@ -59,6 +59,7 @@ class Stack:
             "rpc_ws": f"ws://{LOOPBACK}:{self.ports.localnet_ws}",
             "nats": self.nats_url,
             "nats_monitoring": f"http://{LOOPBACK}:{self.ports.nats_monitoring}",
+            "capture_metrics": f"http://{LOOPBACK}:{self.ports.capture_metrics}/metrics",
             "redis": f"redis://{LOOPBACK}:{self.ports.redis}/0",
             "ledger_db": f"postgresql://{LOOPBACK}:{self.ports.ledger_db}/{self.ledger.database}",
             "analytics_db": (
@@ -111,9 +112,17 @@ def ledger_migrations(stack: Stack) -> dict[str, str]:
 
 def ingest(stack: Stack) -> dict[str, str]:
     """Capture, and the step that provides its stream and slot."""
+    masking = {}
+    if stack.settings.capture_mask is not None:
+        masking["GIOVANG_INGEST_MASK"] = stack.settings.capture_mask
+    if stack.settings.capture_mask_key is not None:
+        masking["GIOVANG_INGEST_MASK_KEY"] = stack.settings.capture_mask_key.get_secret_value()
     return {
         "GIOVANG_INGEST_DATABASE_URL": stack.ledger.url("giovang_capture"),
         "GIOVANG_INGEST_NATS_URL": stack.nats_url,
+        "GIOVANG_INGEST_NATS_MONITORING_URL": f"http://{LOOPBACK}:{stack.ports.nats_monitoring}",
+        "GIOVANG_INGEST_METRICS_PORT": str(stack.ports.capture_metrics),
+        **masking,
     }
 
 

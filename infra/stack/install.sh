@@ -15,7 +15,7 @@ giovang_main() {
     find_state_folder
     python=$state/venv/bin/python
     case "${1-}" in
-        up | test | demo | dbt | bench | env)
+        up | test | demo | dbt | bench | chaos | env)
             case " $* " in
                 *" --help "*) ;;
                 *) ensure_ready "$1" ;;
@@ -88,7 +88,12 @@ Usage: ./giovang COMMAND
   test     run lint, types, import rules and all tests
   demo     run the demo against the running stack
   dbt      run dbt against the running stack's warehouse
+  capture  how capture stands, backfills, checks (status, backfill, check, provision)
+  streams  how the processors stand (status)
+  deadletter  events that could not be processed (list, show, retry)
+  audit    prove the audit trail (verify)
   bench    measure (NAME [--short] [--json])
+  chaos    kill what captures, under load (capture [--kills N] [--seed N])
   env      the pinned Python environment (env lock)
 TEXT
             exit 0

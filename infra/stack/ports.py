@@ -30,6 +30,7 @@ class Ports:
     analytics_db: int
     nats: int
     nats_monitoring: int
+    capture_metrics: int
     redis: int
     localnet: int
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,7 @@ class StackSettings(BaseSettings):
     analytics_db_port: Port = 15433
     nats_port: Port = 14222
     nats_monitoring_port: Port = 18222
+    capture_metrics_port: Port = 19464
     redis_port: Port = 16379
     localnet_port: Port = 18899
     localnet_slot_ms: int = Field(default=400, ge=10, le=10_000)
@@ -39,6 +40,9 @@ class StackSettings(BaseSettings):
     postgres_tree: Path | None = None
     # How long one service may take to become ready; a slow machine may need more.
     start_timeout_s: float = Field(default=180, gt=0, le=3600)
+    # Which columns capture masks, and by which key: see ingest.masking.
+    capture_mask: str | None = None
+    capture_mask_key: SecretStr | None = None
     log_limit_mb: int = Field(default=20, ge=1, le=1000)
     demo_rate_per_minute: float = Field(default=6, gt=0, le=6000)
     demo_seed: int = 42

@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, pipeline, realtime
+from tests.bench import capture, core, pipeline, realtime
 from tests.bench.frame import BenchError, Options, Report, progress_to_stderr
 
 DEFAULT_SEED = 7
 BENCHES: dict[str, Callable[[Options], Report]] = {
+    capture.NAME: capture.run,
     core.NAME: core.run,
     pipeline.NAME: pipeline.run,
     realtime.NAME: realtime.run,

@@ -32,6 +32,7 @@ class Count:
     first_batch: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
+    first_cpu_s: float = 0.0
     done: threading.Event = field(default_factory=threading.Event)
 
     def add(self, records: int) -> None:
@@ -39,6 +40,7 @@ class Count:
         self.last_at = time.monotonic()
         if self.records == 0:
             self.first_batch, self.first_at = records, self.last_at
+            self.first_cpu_s = time.process_time()
         self.records += records
         if self.records >= self.wanted:
             self.done.set()
@@ -60,6 +62,7 @@ def main() -> int:
             {
                 "changes": count.records - count.first_batch,
                 "seconds": count.last_at - count.first_at,
+                "cpu_seconds": time.process_time() - count.first_cpu_s,
             }
         )
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 # The unit ends a name, or stands before the load it was measured at.
 _UNIT = re.compile(
-    r"(^|_)(per_s|per_min|ms|s|rows|changes|sockets|payments|mib|gib|kib_per_socket|percent|count)"
+    r"(^|_)(per_s|per_min|ms|s|rows|changes|sockets|payments|mb|mib|gib|kib_per_socket|percent|count)"
     r"(_at_\d+|_after_events|_paying)?$"
 )
 _RATIO = re.compile(r"^[a-z0-9_]+_vs_[a-z0-9_]+$")

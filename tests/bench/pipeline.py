@@ -90,7 +90,7 @@ def _measure(
     options.progress("draining it by native logical replication")
     native = baselines.native_drain_per_s(services, payments)
     options.progress("draining it by the bare Debezium engine")
-    bare = baselines.bare_engine_drain_per_s(services, backlog)
+    bare = baselines.bare_engine_drain(services, backlog).per_s
 
     options.progress("starting the Faust worker, then capture: draining it by the pipeline")
     services.warehouse().start()

@@ -18,6 +18,7 @@ from tests.bench.frame import BenchError
 STATUSES = ("created", "pending", "confirming", "failed")
 PAYMENTS_PER_COMMIT = 10
 WRITERS = 8
+PACED_WRITERS = 4
 # One merchant a writer: the events of a merchant queue for its counter.
 MERCHANT_IDS = tuple(f"mer_{writer:026d}" for writer in range(WRITERS))
 MAX_BEHIND_S = 5.0
@@ -113,6 +114,38 @@ class Workload:
                 acknowledged.update(share.result())
         return Steady(acknowledged, len(acknowledged) / (time.monotonic() - begin))
 
+    def paced(self, *, per_s: int, duration_s: float, per_commit: int) -> int:
+        """Commit changes of `per_commit` payments each on a fixed schedule, triggers off.
+
+        Only the log matters to what reads it. Returns how many changes there were: a writer that
+        falls behind by more than `MAX_BEHIND_S` writes no more, and the caller tells the rate.
+        """
+        commits = max(1, int(per_s * duration_s) // (per_commit * PACED_WRITERS))
+        begin = time.monotonic() + 0.2
+        every_s = per_commit * PACED_WRITERS / per_s
+
+        def share(own: int, first: int) -> int:
+            with psycopg.connect(self.url, autocommit=True) as connection:
+                connection.execute("SET session_replication_role = replica")
+                for commit in range(commits):
+                    due = begin + (commit + own / PACED_WRITERS) * every_s
+                    if _wait_until(due) > MAX_BEHIND_S:
+                        return commit
+                    group, step = divmod(commit, len(STATUSES))
+                    number = first + group * per_commit
+                    values = self._values(number, STATUSES[step])
+                    values["last"] = number + per_commit - 1
+                    connection.execute(_MOVE if step else _CREATE, values)
+            return commits
+
+        groups = -(-commits // len(STATUSES))
+        with ThreadPoolExecutor(PACED_WRITERS) as writers:
+            shares = []
+            for own in range(PACED_WRITERS):
+                shares.append(writers.submit(share, own, self._next))
+                self._next += groups * per_commit
+            return per_commit * sum(done.result() for done in shares)
+
     def _write_share(
         self, numbers: range, writer: int, begin: float, per_s: float
     ) -> dict[tuple[str, str], float]:
@@ -120,12 +153,8 @@ class Workload:
         acknowledged: dict[tuple[str, str], float] = {}
         with psycopg.connect(self.url, autocommit=True) as connection:
             for change in range(len(numbers) * len(STATUSES)):
-                due = begin + (change + writer / WRITERS) / per_s
-                behind = time.monotonic() - due
-                if behind > MAX_BEHIND_S:
+                if _wait_until(begin + (change + writer / WRITERS) / per_s) > MAX_BEHIND_S:
                     raise BenchError(f"the ledger does not take {per_s * WRITERS:g} changes/s here")
-                if behind < 0:
-                    time.sleep(-behind)
                 number, step = numbers[change // len(STATUSES)], change % len(STATUSES)
                 values = {
                     **self._values(number, STATUSES[step]),
@@ -144,3 +173,11 @@ class Workload:
             "last": first + PAYMENTS_PER_COMMIT - 1,
             "status": status,
         }
+
+
+def _wait_until(due: float) -> float:
+    """Wait until a moment of the monotonic clock; return how many seconds ago it was."""
+    behind = time.monotonic() - due
+    if behind < 0:
+        time.sleep(-behind)
+    return behind

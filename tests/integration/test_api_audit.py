@@ -42,6 +42,7 @@ UNAUDITED = {
     "chain_strays": "history itself; the watcher audits each one it finds as the payment's",
     "chain_providers": "how the watcher's sources do at the moment",
     "capture_heartbeat": "capture's own pulse",
+    "capture_backfill": "rows on their way into the log, told again; nothing is kept",
 }
 
 

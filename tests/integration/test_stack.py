@@ -158,6 +158,18 @@ def test_logs_of_one_service_and_of_an_unknown_one(stack: Stack) -> None:
     assert "there is no log of 'kafka'" in unknown.stderr
 
 
+def test_capture_answers_for_the_running_stack(stack: Stack) -> None:
+    answer = stack.run("capture", "status", "--json")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    told = json.loads(answer.stdout)
+    assert told["state"] == "streaming"
+    assert told["stream"]["sync"] == "as stated"
+    checked = stack.run("capture", "check", timeout_s=180)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    live = stack.run("capture", "check", "--live")
+    assert live.returncode == 0, live.stdout + live.stderr
+
+
 def test_a_killed_supervisor_leaves_nothing_and_the_next_start_recovers(
     postgres_tree: Path, service_folder: Path
 ) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from ingest.contract import (
+    HEADER_ENDS,
     HEADER_EVENT_ID,
     HEADER_KEY,
     ChangeEvent,
@@ -25,6 +26,7 @@ EVENT = ChangeEvent(
     subject="ledger.payment.completed",
     position=27221488,
     ordinal=2,
+    ends=True,
     lsn=27224064,
     database_transaction="772",
     committed_at=datetime(2026, 1, 31, 17, 30, 0, 123456, tzinfo=UTC),
@@ -62,6 +64,8 @@ EVENT = ChangeEvent(
         ("merchants", "delete", None, None, "ledger.merchant.deleted"),
         ("capture_heartbeat", "insert", None, None, "ledger.capture.heartbeat"),
         ("capture_heartbeat", "update", None, None, "ledger.capture.heartbeat"),
+        ("payments", "snapshot", None, "completed", "ledger.payment.snapshot"),
+        ("ledger_postings", "snapshot", None, None, "ledger.posting.snapshot"),
     ],
 )
 def test_subject(
@@ -79,6 +83,9 @@ def test_subject(
         ("payments", "insert", None, "two.words", "two.words"),
         ("payments", "insert", None, "*", r"\*"),
         ("payments", "update", None, "completed", "without the row before"),
+        ("capture_heartbeat", "snapshot", None, None, "not an event"),
+        ("capture_backfill", "insert", None, None, "not an event"),
+        ("capture_backfill", "delete", None, None, "not an event"),
     ],
 )
 def test_no_subject_is_guessed(
@@ -89,7 +96,7 @@ def test_no_subject_is_guessed(
 
 
 def test_every_table_has_a_subject_for_every_operation() -> None:
-    for table in Table:
+    for table in set(Table) - {Table.CAPTURE_BACKFILL, Table.CAPTURE_HEARTBEAT}:
         for operation in Operation:
             subject = subject_for(table, operation, "requested", "completed")
             assert subject.startswith("ledger.")
@@ -117,6 +124,16 @@ def test_envelope_comes_back_as_it_went() -> None:
     assert document["committed_at"] == "2026-01-31T17:30:00.123456Z"
     assert document["captured_at"] == "2026-01-31T17:30:01.000000Z"
     assert EVENT.row == EVENT.after
+    assert (document["schema"], document["ends"], document["backfill"]) == (2, True, None)
+
+
+def test_version_1_is_still_read_and_stays_what_it_is() -> None:
+    document = json.loads(EVENT.to_bytes()) | {"schema": 1}
+    del document["ends"], document["backfill"]
+    payload = json.dumps(document, separators=(",", ":")).encode()
+    event = ChangeEvent.from_bytes(payload)
+    assert event == replace(EVENT, ends=None)
+    assert event.to_bytes() == payload
 
 
 def test_a_deleted_row_is_the_row_before() -> None:
@@ -128,7 +145,9 @@ def test_a_deleted_row_is_the_row_before() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"schema": 2}, "version 2"),
+        ({"schema": 3}, "version 3"),
+        ({"schema": True}, "version True"),
+        ({"schema": "2"}, "version '2'"),
         ({"id": "00000000019f5df0-00000003"}, "is not that of"),
         ({"op": "truncate"}, "truncate"),
         ({"committed_at": "yesterday"}, "isoformat"),
@@ -140,7 +159,15 @@ def test_what_is_no_envelope_is_refused(change: dict[str, object], told: str) ->
         ChangeEvent.from_bytes(payload)
 
 
-@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b'{"schema": 1}'])
+@pytest.mark.parametrize("field", ["ends", "backfill", "before", "key"])
+def test_an_envelope_without_a_field_is_refused(field: str) -> None:
+    document = json.loads(EVENT.to_bytes())
+    del document[field]
+    with pytest.raises(ValueError, match=field):
+        ChangeEvent.from_bytes(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b'{"schema": 2}'])
 def test_what_is_no_document_is_refused(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         ChangeEvent.from_bytes(payload)
@@ -162,15 +189,21 @@ def test_key_is_the_merchant() -> None:
 
 def test_headers_route_without_parsing() -> None:
     lines = header_lines(
-        event_id=EVENT.id, position=EVENT.position, committed_at="then", key="mer_1"
+        event_id=EVENT.id, position=EVENT.position, committed_at="then", key="mer_1", ends=False
     ).decode()
     headers = dict(line.split(": ", 1) for line in lines.splitlines())
     assert headers[HEADER_EVENT_ID] == EVENT.id
     assert headers[HEADER_KEY] == "mer_1"
+    assert HEADER_ENDS not in headers
     assert lines.endswith("\r\n")
+
+
+def test_the_last_change_of_a_database_transaction_says_so() -> None:
+    lines = header_lines(event_id=EVENT.id, position=1, committed_at="then", key=None, ends=True)
+    assert lines.endswith(b"Giovang-Ends: 1\r\n")
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a\r\nNats-Rollup: all", "quán", "x" * 65])
 def test_a_key_cannot_forge_a_header(key: str) -> None:
     with pytest.raises(ValueError, match="partition key"):
-        header_lines(event_id=EVENT.id, position=1, committed_at="then", key=key)
+        header_lines(event_id=EVENT.id, position=1, committed_at="then", key=key, ends=False)

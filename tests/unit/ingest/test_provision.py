@@ -14,12 +14,10 @@ from ingest.checkpoint import (
     offset_key,
     offset_value,
 )
-from ingest.contract import EventId, Table
-from ingest.errors import ProvisionRefused
-from ingest.guardian import Column, verify_tables
+from ingest.contract import EventId
 from ingest.provision import plan
 from ingest.settings import IngestSettings
-from ingest.stream import drift, stream_config
+from ingest.stream import drift, statements
 
 SETTINGS = IngestSettings(
     database_url="postgresql://capture:p%40ss@db.local:6432/giovang?sslmode=require",
@@ -31,7 +29,7 @@ STREAM = StreamState(last_sequence=12, messages=12, last_id=EventId(200, 3), sys
 
 
 def test_every_limit_of_the_stream_is_stated() -> None:
-    stated = stream_config(SETTINGS, LOG, 100)
+    stated = statements(SETTINGS, LOG, 100)[-1].config
     assert stated.discard is DiscardPolicy.NEW, "old events, and so the last, would go"
     assert stated.max_age == 0
     assert stated.max_msgs == stated.max_msgs_per_subject == -1
@@ -43,7 +41,7 @@ def test_every_limit_of_the_stream_is_stated() -> None:
 
 
 def test_drift_is_named() -> None:
-    stated = stream_config(SETTINGS, LOG, 100)
+    stated = statements(SETTINGS, LOG, 100)[-1].config
     found = stated.evolve(
         max_bytes=5, allow_atomic=None, discard="old", metadata={"giovang.system": "8"}
     )
@@ -53,11 +51,11 @@ def test_drift_is_named() -> None:
     assert "discard is 'old', stated is 'new'" in told
     assert "metadata giovang.system is '8', stated is '7'" in told
     assert "metadata giovang.slot is None, stated is 'giovang_capture'" in told
-    assert len(told) == 5
+    assert len(told) == 7, "and the two that say what states it"
 
 
 def test_servers_own_metadata_is_no_drift() -> None:
-    stated = stream_config(SETTINGS, LOG, 100)
+    stated = statements(SETTINGS, LOG, 100)[-1].config
     metadata = dict(stated.metadata or {}) | {"_nats.ver": "2.15.1", "giovang.origin": "1"}
     assert drift(stated, StreamConfig(**(vars(stated) | {"metadata": metadata}))) == []
 
@@ -83,6 +81,7 @@ NOTHING = replace(LOG, slot=None, offset=None, origin=None)
         (replace(LOG, slot=None), None, (True, True, True), ["published to it", "by nobody"]),
         (replace(LOG, offset=None), STREAM, (False, False, True), ["published again"]),
         (replace(NOTHING), STREAM, (False, True, True), ["captured by nobody"]),
+        (replace(LOG, offset=99), STREAM, (False, False, True), ["ahead of the stored offset"]),
     ],
 )
 def test_what_held_events_is_not_made_anew_in_silence(
@@ -95,39 +94,31 @@ def test_what_held_events_is_not_made_anew_in_silence(
         assert told in loss
 
 
-def column(table: str = "payments", name: str = "id", kind: str = "text") -> Column:
-    return Column(table=table, whole_before=True, name=name, type=kind)
-
-
-ALL_TABLES = [column(table.value) for table in Table]
-
-
-def test_tables_as_the_contract_has_them_pass() -> None:
-    verify_tables(
-        "p",
-        [
-            *ALL_TABLES,
-            column(name="amount_minor", kind="bigint"),
-            column(name="status_at", kind="timestamp with time zone"),
-        ],
-    )
+@pytest.mark.parametrize(
+    ("log", "stream", "told_to"),
+    [
+        (replace(LOG, slot=None), STREAM, 300),
+        (replace(LOG, slot=replace(SLOT, wal_status=WalStatus.LOST)), STREAM, 300),
+        (replace(LOG, offset=99), STREAM, 99),
+        (NOTHING, STREAM, 200),
+        (LOG, None, None),
+        (replace(LOG, slot=None), None, None),
+        (replace(LOG, offset=None, slot=replace(SLOT, confirmed=201)), STREAM, 200),
+    ],
+)
+def test_what_the_stream_will_lack_is_a_gap(
+    log: LogState, stream: StreamState | None, told_to: int | None
+) -> None:
+    found = plan("s", log, stream)
+    assert found.untold
+    assert found.told_to == told_to
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
-    [
-        (ALL_TABLES[1:], "merchants not published"),
-        ([*ALL_TABLES, column("audit_logs")], "audit_logs unknown"),
-        ([*ALL_TABLES, replace(column("refunds"), whole_before=False)], "refunds lacks"),
-        ([*ALL_TABLES, column(name="seen", kind="timestamp with time zone")], "payments.seen"),
-        ([*ALL_TABLES, column(name="seen_at", kind="timestamp without time zone")], "seen_at"),
-        ([*ALL_TABLES, column(name="seen_at", kind="text")], "seen_at ends in _at but is text"),
-        ([*ALL_TABLES, column(name="fee_minor", kind="real")], "fee_minor ends in _minor"),
-    ],
+    ("log", "stream"), [(LOG, STREAM), (NOTHING, None), (replace(LOG, offset=None), STREAM)]
 )
-def test_tables_the_envelope_cannot_tell_are_named(columns: list[Column], told: str) -> None:
-    with pytest.raises(ProvisionRefused, match=told):
-        verify_tables("p", columns)
+def test_what_the_stream_will_have_is_no_gap(log: LogState, stream: StreamState | None) -> None:
+    assert not plan("s", log, stream).untold
 
 
 def test_the_first_offset_is_under_the_engines_key_and_skips_the_search() -> None:

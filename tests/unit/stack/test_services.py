@@ -19,6 +19,7 @@ PORTS = Ports(
     analytics_db=20003,
     nats=20004,
     nats_monitoring=20005,
+    capture_metrics=20009,
     redis=20006,
     localnet=20007,
 )

@@ -55,6 +55,11 @@ def test_a_change_without_a_new_number_is_no_step() -> None:
     assert push_for(event.subject, event.to_bytes()) is None
 
 
+def test_a_row_that_a_backfill_tells_again_is_no_step() -> None:
+    event = ledger.told_again(step(2, 1), position=2_000_000)
+    assert push_for(event.subject, event.to_bytes()) is None
+
+
 def test_a_row_from_before_numbers_is_no_step() -> None:
     row = ledger.payment_row(1, "created", ledger.START)
     event = ledger.change("payments", row, position=1_000_000, ordinal=1, at=ledger.START)

@@ -121,7 +121,8 @@ def test_what_does_not_fit_is_poison(changes: dict[str, Any], reason: str) -> No
         (b"", "."),
         (b"[]", "."),
         (b'{"schema": 1', "."),
-        (b'{"schema": 2}', "version 2"),
+        (b'{"schema": 3}', "version 3"),
+        (b'{"schema": 2}', "table"),
         (b'{"schema": 1}', "table"),
     ],
 )
@@ -210,3 +211,19 @@ def test_headers_that_do_not_tell_give_no_watermark(missing: str) -> None:
     assert watermark_for({**headers, missing: b"?"}, 1) is None
     del headers[missing]
     assert watermark_for(headers, 1) is None
+
+
+def test_what_a_backfill_tells_again_is_the_same_row_and_says_so() -> None:
+    happened = ledger.change(
+        "payments", ledger.payment_row(1, "completed", AT), position=7, ordinal=2, at=AT
+    )
+    event = ledger.told_again(happened, position=9)
+    message = ledger.event_message(event)
+    assert message.subject == "ledger.payment.snapshot"
+    assert table_for(message.subject) is Table.PAYMENT_ANALYTICS
+    row = row_for(Table.PAYMENT_ANALYTICS, message.subject, message.payload)
+    assert row is not None
+    assert row.told_again
+    known = payment("completed").values
+    differing = {place for place, value in enumerate(row.values) if value != known[place]}
+    assert differing == {8, 14, 15}, "its own id, position and ordinal, and nothing else"

@@ -1,0 +1,340 @@
+"""Capture under chaos: what PostgreSQL committed is on the stream, once, in order, whatever died.
+
+Real PostgreSQL, NATS and two capture processes (one stands by), each behind TCP proxies of its own.
+A seeded schedule kills (SIGKILL) capture, NATS and PostgreSQL, freezes capture, and cuts and stalls
+its connections, while writers go on and large, copied and long open database transactions are on
+their way; faults come in quick succession, so that many hit a process that is only starting. After
+each round a heartbeat committed last must come through. An auditor with a replication slot and
+decoder of its own tells what was committed; any difference raises `AssertionError`.
+"""
+
+import random
+import secrets
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+from infra.stack import databases
+from infra.stack.accounts import service_account
+from infra.stack.postgres import PostgresTree
+from tests.chaos.keeper import Keeper, kill_postgres
+from tests.chaos.load import Load
+from tests.fixtures.brokers import start_broker
+from tests.fixtures.capture import CaptureProcess, CaptureRoom, capture_room
+from tests.fixtures.checksum import Comparison
+from tests.fixtures.services import free_port, run_module, start_cluster
+from tests.fixtures.wire import Wire
+
+RECOVERY_TIMEOUT_S = 150.0
+GROWTH_TIMEOUT_S = 10.0
+AUDIT_EVERY_ROUNDS = 4
+STREAM_MAX_BYTES = 8 * 1024**3
+LONG_STALL_S = 18.0
+"""Longer than a publisher waits for an acknowledgement, and than a leader may be silent."""
+_LOOK_S = 0.1
+_KILLS = ("capture killed", "NATS killed", "PostgreSQL killed")
+_FAULTS = {
+    "capture killed": 50,
+    "NATS killed": 16,
+    "PostgreSQL killed": 16,
+    "capture frozen": 7,
+    "connections cut": 7,
+    "connections stalled": 7,
+}
+
+
+@dataclass(slots=True)
+class Account:
+    """What a run did and found; times in seconds."""
+
+    seed: int
+    kills: int = 0
+    changes: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    recovered_s: list[float] = field(default_factory=list)
+    duration_s: float = 0.0
+    starts: int = 0
+    lost_connections: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is on its way at once, how many faults hit a round, and how long they last."""
+
+    large: int
+    faults: tuple[int, int]
+    longest_s: float
+    long_stalls: bool
+
+
+LONG = Size(large=12_000, faults=(1, 9), longest_s=4.0, long_stalls=True)
+SHORT = Size(large=3000, faults=(2, 5), longest_s=1.5, long_stalls=False)
+
+
+class Chaos:
+    """One run against one room."""
+
+    def __init__(
+        self,
+        room: CaptureRoom,
+        wires: list[dict[str, Wire]],
+        keeper: Keeper,
+        load: Load,
+        *,
+        seed: int,
+        size: Size,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._room = room
+        self._wires = wires
+        self._keeper = keeper
+        self._load = load
+        self._chance = random.Random(seed)
+        self._size = size
+        self._progress = progress
+        self._schedule = threading.Event()
+        self._comparison = Comparison()
+        self._sequence = 0
+        self.account = Account(seed)
+
+    def run(self, kills: int) -> None:
+        """Go on until so many were killed, then compare all."""
+        begun = time.monotonic()
+        self._recover(begun)
+        rounds = 0
+        while self.account.kills < kills:
+            rounds += 1
+            told = self._round(kills - self.account.kills)
+            if rounds % AUDIT_EVERY_ROUNDS == 0:
+                self._audit()
+            self._progress(
+                f"{self.account.kills}/{kills} kills: {told}; recovered in "
+                f"{self.account.recovered_s[-1]:.1f} s, {self._comparison.compared} changes equal"
+            )
+        self._load.end()
+        self._recover(time.monotonic())
+        self._audit()
+        statuses = self._keeper.stop_all()
+        assert statuses == [0] * len(statuses), f"capture was stopped and ended with {statuses}"
+        self._audit()
+        self._comparison.settle()
+        account = self.account
+        account.changes = self._comparison.compared
+        account.counts = self._comparison.source.counts
+        account.checksums = self._comparison.source.texts()
+        account.starts, account.reasons = self._keeper.starts, self._keeper.reasons()
+        account.lost_connections = self._load.lost_connections
+        account.duration_s = time.monotonic() - begun
+
+    def _round(self, kills_left: int) -> str:
+        """Let some faults hit in quick succession, and wait until capture is whole again."""
+        shape = self._chance.choice(("small", "rows", "copy", "open", "open and rows"))
+        end = self._begin(shape)
+        self._grow(self._chance.randint(1, self._size.large // 2))
+        told = []
+        for number in range(self._chance.randint(*self._size.faults)):
+            if number:
+                # Long enough at times for a process to be starting, at times to be streaming.
+                self._schedule.wait(self._chance.uniform(0.05, 1.5 * self._size.longest_s))
+            fault = self._chance.choices(list(_FAULTS), list(_FAULTS.values()))[0]
+            if fault in _KILLS:
+                if kills_left == 0:
+                    break
+                kills_left -= 1
+            told.append(self._strike(fault))
+        self._recover(time.monotonic())
+        if end is not None:
+            end()
+        return f"{shape}: {', '.join(told)}"
+
+    def _begin(self, shape: str) -> Callable[[], None] | None:
+        end = self._load.open(self._chance.randint(1, 400)) if "open" in shape else None
+        if "rows" in shape:
+            self._load.rows(self._chance.randint(1000, self._size.large))
+        if shape == "copy":
+            self._load.copy(self._chance.randint(500, self._size.large // 3))
+        return end
+
+    def _strike(self, fault: str) -> str:
+        account = self.account
+        account.faults[fault] += 1
+        account.kills += fault in _KILLS
+        if fault == "capture killed":
+            return f"{fault} ({self._kill_capture()})"
+        if fault == "NATS killed":
+            self._room.broker.kill()
+            self._schedule.wait(self._chance.uniform(0, 1))
+            self._room.broker.start()
+            return fault
+        if fault == "PostgreSQL killed":
+            kill_postgres(self._room.database)
+            self._schedule.wait(self._chance.uniform(0, 1))
+            self._room.database.start()
+            return fault
+        seconds = self._chance.uniform(0.2, self._size.longest_s)
+        if self._size.long_stalls and self._chance.random() < 0.2:
+            seconds = LONG_STALL_S
+        if fault == "capture frozen":
+            return f"{fault} for {self._freeze(seconds):.1f} s"
+        return self._harm_wires(fault, seconds)
+
+    def _kill_capture(self) -> str:
+        """Kill the active process mostly, else the one that waits, else both."""
+        active = self._active()
+        whom = self._chance.choices(("active", "standby", "both"), (6, 1, 2))[0]
+        for process in self._keeper.processes:
+            if whom == "both" or (process is active) == (whom == "active"):
+                self._keeper.kill(process)
+        return whom
+
+    def _freeze(self, seconds: float) -> float:
+        process = self._active()
+        child = process.process
+        assert child is not None
+        process.freeze()
+        self._schedule.wait(seconds)
+        # The keeper may have started it anew meanwhile, if something killed it.
+        if process.process is child and child.poll() is None:
+            process.thaw()
+        return seconds
+
+    def _harm_wires(self, fault: str, seconds: float) -> str:
+        """Cut or stall the connections to one server, of one process or of both."""
+        server = self._chance.choice(("PostgreSQL", "NATS"))
+        active = self._keeper.processes.index(self._active())
+        chosen = self._chance.choice(([active], [0, 1]))
+        wires = [self._wires[number][server] for number in chosen]
+        if fault == "connections cut":
+            for wire in wires:
+                wire.cut()
+            return f"{fault} to {server}"
+        for wire in wires:
+            wire.stall()
+        self._schedule.wait(seconds)
+        for wire in wires:
+            wire.release()
+        return f"{fault} to {server} for {seconds:.1f} s"
+
+    def _active(self) -> CaptureProcess:
+        """Return the process that captures, by its own word in the database; else any."""
+        with psycopg.connect(self._room.url, autocommit=True, connect_timeout=10) as database:
+            rows = database.execute(
+                "SELECT pid FROM capture.process WHERE slot = %s AND role = 'active' "
+                "ORDER BY beat_at DESC",
+                (self._room.slot,),
+            ).fetchall()
+        by_pid = {
+            process.process.pid: process
+            for process in self._keeper.processes
+            if process.process is not None
+        }
+        known = [by_pid[pid] for (pid,) in rows if pid in by_pid]
+        return known[0] if known else self._chance.choice(self._keeper.processes)
+
+    def _grow(self, messages: int) -> None:
+        """Wait until the stream grew by so many messages, or for a while."""
+        enough = self._room.ledger.last_sequence() + messages
+        deadline = time.monotonic() + GROWTH_TIMEOUT_S
+        while self._room.ledger.last_sequence() < enough and time.monotonic() < deadline:
+            self._schedule.wait(_LOOK_S)
+
+    def _recover(self, since: float) -> None:
+        """Wait until what is committed now is on the stream; note the time since the last fault."""
+        number = self._room.beat()
+        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        while self._room.ledger.last_beat() < number:
+            self._keeper.check()
+            self._load.check()
+            assert time.monotonic() < deadline, (
+                f"a heartbeat is not on the stream after {RECOVERY_TIMEOUT_S:g} s; capture ended "
+                f"with {dict(self._keeper.reasons())}"
+            )
+            self._schedule.wait(_LOOK_S)
+        self.account.recovered_s.append(time.monotonic() - since)
+
+    def _audit(self) -> None:
+        streamed = self._room.ledger.messages(after=self._sequence)
+        if streamed:
+            self._sequence = streamed[-1].sequence
+        self._comparison.take(streamed, self._room.auditor.read())
+
+
+def run(kills: int, seed: int, size: Size, tree: Path, progress: Callable[[str], None]) -> Account:
+    """Run chaos on servers of its own until `kills` processes were killed."""
+    with _ground(tree, progress) as (room, wires), ExitStack() as parts:
+        processes = [_process(room, pair, number) for number, pair in enumerate(wires)]
+        keeper = parts.enter_context(Keeper(processes))
+        load = Load(room, seed)
+        with load:
+            chaos = Chaos(room, wires, keeper, load, seed=seed, size=size, progress=progress)
+            chaos.run(kills)
+    return chaos.account
+
+
+def _process(room: CaptureRoom, wires: dict[str, Wire], number: int) -> CaptureProcess:
+    """Return a capture process that reaches both servers through wires of its own."""
+    folder = room.engine.folder / f"capture-{number}"
+    folder.mkdir()
+    env = dict(room.env)
+    for name, server in (
+        ("GIOVANG_INGEST_DATABASE_URL", "PostgreSQL"),
+        ("GIOVANG_INGEST_NATS_URL", "NATS"),
+    ):
+        parts = urlsplit(env[name])
+        userinfo, at, _ = parts.netloc.rpartition("@")
+        through = parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{wires[server].port}")
+        env[name] = urlunsplit(through)
+    return CaptureProcess(env, folder)
+
+
+@contextmanager
+def _ground(
+    tree: Path, progress: Callable[[str], None]
+) -> Iterator[tuple[CaptureRoom, list[dict[str, Wire]]]]:
+    """Start a ledger, a NATS server and two pairs of wires; stop and remove all after."""
+    with ExitStack() as parts:
+        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="giovang-chaos-")))
+        folder.chmod(0o711)
+        progress("starting PostgreSQL and NATS, applying the migrations")
+        home = folder / "ledger"
+        home.mkdir(mode=0o700)
+        if (account := service_account()) is not None:
+            account.give(home)
+        names = (*databases.LEDGER_ROLES, *databases.SUPERUSERS)
+        passwords = {name: secrets.token_hex(12) for name in names}
+        cluster = databases.ledger_cluster(
+            PostgresTree(tree), home / "data", free_port(), passwords
+        )
+        database = start_cluster(cluster, home)
+        parts.callback(database.stop)
+        run_module("api.migrations", GIOVANG_API_MIGRATION_URL=database.url("giovang_owner"))
+        broker = start_broker(folder)
+        parts.callback(broker.stop)
+        wires = [
+            {
+                "PostgreSQL": parts.enter_context(Wire(database.port)),
+                "NATS": parts.enter_context(Wire(urlsplit(broker.url).port or 0)),
+            }
+            for _ in range(2)
+        ]
+        room = parts.enter_context(
+            capture_room(database, broker, folder, stream_max_bytes=STREAM_MAX_BYTES)
+        )
+        try:
+            yield room, wires
+        finally:
+            # A run that is ended while a server is down still leaves by the door.
+            for server in (database, broker):
+                if server.process is None:
+                    server.start()

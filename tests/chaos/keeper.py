@@ -1,0 +1,121 @@
+"""Keeps capture processes alive as a supervisor does, and remembers why each one ended."""
+
+import contextlib
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+
+import psutil
+
+from tests.fixtures.capture import READY_TIMEOUT_S, CaptureProcess, poll
+from tests.fixtures.services import DatabaseServer
+
+_LOOK_S = 0.05
+_END_TIMEOUT_S = 30.0
+_NUMBERS = re.compile(r"[0-9a-fA-F]*[0-9][0-9a-fA-F/-]*")
+
+
+class Keeper:
+    """Starts each process again whenever it ends; `with` starts them all and leaves none behind."""
+
+    def __init__(self, processes: Sequence[CaptureProcess]) -> None:
+        self.processes = processes
+        self.starts = 0
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Keeper":
+        for process in self.processes:
+            self._start(process)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._let_go()
+        for process in self.processes:
+            process.close()
+
+    def kill(self, process: CaptureProcess) -> None:
+        """SIGKILL a process; it is started again at once."""
+        with self._lock:
+            if process.process is not None:
+                process.kill()
+            self._start(process)
+
+    def check(self) -> None:
+        """Raise what ended the keeper itself."""
+        if self._error is not None:
+            raise self._error
+
+    def stop_all(self) -> list[int]:
+        """Stop all processes as an administrator does, and return their exit statuses.
+
+        Each is waited for until it says that it works or stands by, since before that it may end in
+        any way.
+        """
+        poll(self._all_ready, what="every capture process works", timeout_s=READY_TIMEOUT_S)
+        self._let_go()
+        return [process.stop() for process in self.processes if process.process is not None]
+
+    def reasons(self) -> Counter[str]:
+        """Count why processes ended by themselves, numbers left out."""
+        return Counter(
+            _NUMBERS.sub("N", reason.partition(";")[0])[:110].strip()
+            for process in self.processes
+            for reason in process.reasons()
+        )
+
+    def _all_ready(self) -> bool:
+        self.check()
+        with self._lock:
+            return all(process.ready for process in self.processes)
+
+    def _let_go(self) -> None:
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_TIMEOUT_S)
+            assert not self._thread.is_alive(), "the keeper did not end"
+
+    def _start(self, process: CaptureProcess) -> None:
+        process.start(ready=False)
+        self.starts += 1
+
+    def _keep(self) -> None:
+        try:
+            while not self._end.wait(_LOOK_S):
+                for process in self.processes:
+                    with self._lock:
+                        child = process.process
+                        if child is None or child.poll() is not None:
+                            self._start(process)
+                        else:
+                            process.hear()
+        except BaseException as error:  # noqa: BLE001 - told by `check`, on the harness's thread
+            self._error = error
+
+
+def kill_postgres(server: DatabaseServer) -> None:
+    """SIGKILL the server with all its processes, as a machine that fails does."""
+    main = psutil.Process(server.pid)
+    # Held still, it can start no process that would be missed.
+    main.suspend()
+    family = [*main.children(recursive=True), main]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    server.kill()
+    psutil.wait_procs(family, timeout=_END_TIMEOUT_S)
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while any(process.is_running() for process in family):
+        assert time.monotonic() < deadline, "PostgreSQL's processes did not end"
+        time.sleep(_LOOK_S)

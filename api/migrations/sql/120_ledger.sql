@@ -102,15 +102,17 @@ ALTER TABLE ledger_accounts
                          'payouts_reserved', 'refunds_payable'))
         OR (merchant_id IS NULL
             AND kind IN ('crypto_pool', 'liquidity', 'fee_revenue', 'spread_revenue', 'rounding',
-                         'suspense'))),
+                         'suspense', 'chain_loss'))),
     -- Tokens held never fall below none; a debt never turns into a claim, and what is held of it is
-    -- owed. Liquidity, the desk that trades tokens for dong, and roundings stand on either side.
+    -- owed. Liquidity, the desk that trades tokens for dong, and roundings stand on either side;
+    -- chain_loss stands debit: what merchants kept of money that the chain took back.
     DROP CONSTRAINT ledger_accounts_never_overdrawn,
     ADD CONSTRAINT ledger_accounts_never_overdrawn CHECK (
         CASE kind
             WHEN 'liquidity'   THEN held_minor = 0
             WHEN 'rounding'    THEN held_minor = 0
             WHEN 'crypto_pool' THEN posted_minor >= 0 AND held_minor = 0
+            WHEN 'chain_loss'  THEN posted_minor >= 0 AND held_minor = 0
             ELSE posted_minor + held_minor <= 0
         END);
 CREATE INDEX ledger_accounts_by_merchant ON ledger_accounts (merchant_id);
@@ -158,7 +160,7 @@ ALTER TABLE ledger_entries
         'payment_completed', 'payment_received', 'payment_overpaid',
         'transfer_suspended', 'transfer_assigned', 'transfer_returned',
         'escrow_held', 'escrow_released', 'escrow_resolved',
-        'refund_completed', 'payout_completed', 'reversal',
+        'refund_completed', 'payout_completed', 'reversal', 'loss_covered', 'loss_recovered',
         -- before there were holds
         'refund_requested', 'refund_failed', 'payout_requested', 'payout_cancelled'));
 
@@ -463,8 +465,10 @@ BEGIN
 END
 $$;
 
--- Undo an entry by its mirror image, on the very accounts it moved. An entry is reversed once;
--- asked again under the same key, the id of the first reversal is returned.
+-- Undo an entry by its mirror image. An entry is reversed once; asked again under the same key, the id
+-- of the first reversal is returned. It moves the very accounts that the entry moved, and tokens that
+-- leave the pool by it are drawn like any others: what an entry brought into a shard may have left
+-- through that shard for another payment since.
 CREATE FUNCTION ledger_reverse_entry(
     reversal_id text, original_id text, entry_key text, entry_description text
 ) RETURNS text
@@ -473,11 +477,25 @@ AS $$
 DECLARE
     original ledger_entries;
     booked_id text;
+    paths text[];
+    amounts bigint[];
+    pool_assets text[];
+    our_paths text[];
 BEGIN
     SELECT * INTO STRICT original FROM ledger_entries WHERE id = original_id;
-    PERFORM FROM ledger_accounts
-    WHERE id IN (SELECT account_id FROM ledger_postings WHERE entry_id = original_id)
-    ORDER BY path FOR NO KEY UPDATE;
+    SELECT array_agg(a.path ORDER BY p.seq), array_agg(-p.amount_minor ORDER BY p.seq),
+           array_agg(a.mode || '/' || a.asset)
+               FILTER (WHERE a.kind = 'crypto_pool' AND p.amount_minor > 0)
+    INTO paths, amounts, pool_assets
+    FROM ledger_postings AS p JOIN ledger_accounts AS a ON a.id = p.account_id
+    WHERE p.entry_id = original_id;
+    WITH ours AS (
+        SELECT a.path FROM ledger_accounts AS a
+        WHERE a.path = ANY (paths)
+           OR (a.merchant_id IS NULL AND a.kind = 'crypto_pool'
+               AND a.mode || '/' || a.asset = ANY (pool_assets))
+        ORDER BY a.path FOR NO KEY UPDATE)
+    SELECT array_agg(ours.path) INTO our_paths FROM ours;
 
     INSERT INTO ledger_entries (id, merchant_id, kind, payment_id, payout_id, refund_id,
                                 idempotency_key, reverses_id, description)
@@ -487,8 +505,9 @@ BEGIN
     RETURNING id INTO booked_id;
     IF FOUND THEN
         INSERT INTO ledger_postings (entry_id, seq, merchant_id, account_id, asset, amount_minor)
-        SELECT booked_id, seq, merchant_id, account_id, asset, -amount_minor
-        FROM ledger_postings WHERE entry_id = original_id;
+        SELECT booked_id, drawn.seq, a.merchant_id, a.id, a.asset, drawn.amount
+        FROM ledger_draw(paths, amounts, our_paths) WITH ORDINALITY AS drawn (path, amount, seq)
+        JOIN ledger_accounts AS a ON a.path = drawn.path;
         RETURN booked_id;
     END IF;
     SELECT id INTO booked_id FROM ledger_entries

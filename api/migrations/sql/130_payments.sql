@@ -307,6 +307,9 @@ DROP TRIGGER payouts_requested_is_booked ON payouts;
 DROP TRIGGER payments_completed_is_booked ON payments;
 DROP FUNCTION must_be_booked();
 
+-- A payment that says it was paid has the entry that says so, not reversed, and one that failed keeps
+-- none. Asked at commit of the payment as it then stands, since one unit of work may take it through
+-- several statuses.
 CREATE FUNCTION payment_is_booked() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public
 AS $$
@@ -314,11 +317,17 @@ DECLARE
     wanted CONSTANT text := CASE NEW.status
         WHEN 'completed' THEN
             CASE WHEN NEW.is_escrow THEN 'escrow_released' ELSE 'payment_completed' END
+        WHEN 'failed' THEN 'payment_completed'
         WHEN 'escrow_held' THEN 'escrow_held'
         WHEN 'resolved' THEN 'escrow_resolved' END;
+    stands CONSTANT boolean := EXISTS (
+        SELECT FROM ledger_entries AS e
+        WHERE e.payment_id = NEW.id AND e.kind = wanted
+          AND NOT EXISTS (SELECT FROM ledger_entries AS r WHERE r.reverses_id = e.id));
 BEGIN
-    IF NOT EXISTS (SELECT FROM ledger_entries WHERE payment_id = NEW.id AND kind = wanted) THEN
-        RAISE EXCEPTION 'payment % is % and has no entry %', NEW.id, NEW.status, wanted
+    IF stands <> (NEW.status <> 'failed')
+       AND NEW.status = (SELECT status FROM payments WHERE id = NEW.id) THEN
+        RAISE EXCEPTION 'payment % is % and its entries say otherwise (%)', NEW.id, NEW.status, wanted
             USING ERRCODE = 'check_violation', CONSTRAINT = 'payments_completed_is_booked';
     END IF;
     RETURN NULL;

@@ -136,6 +136,7 @@ CAPTURED_TABLES: Final = (
     "refunds",
     "payouts",
     "capture_heartbeat",
+    "capture_backfill",
 )
 
 OWNER_ROLE: Final = "giovang_owner"

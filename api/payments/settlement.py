@@ -133,11 +133,12 @@ async def take(unit: Unit, payment: Payment, receipt: Receipt, *, grace_s: int) 
         settled_minor=decision.settled_minor if settles else payment.settled_minor,
         fee_minor=fee if settles else payment.fee_minor,
     )
-    has_failed = payment.status == PaymentStatus.FAILED
-    lost = await losses.count(unit, payment.id) if has_failed else 0
+    # An open payment has lost nothing. One that lost may be complete again by what came beside, and
+    # what else came is booked anew too.
+    lost = 0 if payment.status in OPEN else await losses.count(unit, payment.id)
     for entry in entries(payment, receipt, decision, fee=fee, losses=lost):
         await post_entry(unit, entry)
-    if settles and has_failed:
+    if settles and payment.status == PaymentStatus.FAILED:
         await losses.recover(unit, payment, credited_minor=decision.settled_minor - fee)
     if settles and payment.is_escrow:
         await place_hold(unit, escrow_hold(payment, decision.settled_minor))

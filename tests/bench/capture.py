@@ -40,7 +40,7 @@ _POLL_S = 0.02
 METHOD = """\
 Real PostgreSQL, NATS JetStream with a sync before each acknowledgement, and the capture process as
 the product starts it, all on this machine, clients included. Backlog: {backlog} payment changes in
-database transactions of {per_commit}, half of the bytes updates with both images, written while
+database transactions of {per_commit}, three in four updates with both images, written while
 nothing reads; then each reader drains the same backlog alone, from its own slot, in the order
 native, bare engine, capture. A drain's clock runs from its first result to its last: start-up is
 not counted, just-in-time compilation is. native is CREATE SUBSCRIPTION of the same table to a

@@ -228,6 +228,22 @@ def test_what_came_on_top_pays_once_the_first_is_lost(
     assert trusted.available() == EARNED
 
 
+def test_all_that_came_on_top_is_booked_anew_once_the_first_is_lost(
+    api: ApiServer, trusted: Shop, ledger_database: DatabaseServer
+) -> None:
+    payment = trusted.create(str(AMOUNT))
+    first, second = exact(api, payment), exact(api, payment, slot=2)
+    third = receipt(api, 7_000, payment, slot=3)
+    confirm(ledger_database, first)
+    book(ledger_database, second)
+    book(ledger_database, third)
+    lose(ledger_database, first, payment)
+    # The second pays now; the third came on top before, and comes on top again.
+    assert state(trusted, payment) == ("completed", "overpaid")
+    assert trusted.available() == EARNED
+    assert balance(ledger_database, trusted, "payer_excess", "USDC") == (7_000, 0)
+
+
 def test_money_that_lands_elsewhere_counts_as_it_landed(
     api: ApiServer, trusted: Shop, ledger_database: DatabaseServer
 ) -> None:

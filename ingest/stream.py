@@ -67,7 +67,7 @@ def statements(settings: IngestSettings, log_state: LogState, origin: int) -> tu
     )
     second = _with_metadata(first, {METADATA_STATED: "2", METADATA_ENVELOPE: "2"})
     return (
-        Statement(1, "the stream of release 0.2", first),
+        Statement(1, "the stream of release 0.1", first),
         Statement(
             2, "says which version states it, and the newest envelope that it may hold", second
         ),

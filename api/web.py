@@ -4,16 +4,17 @@ What the application holds for all requests is reached by the functions here and
 Errors become problem+json in `problem_answer` and nowhere else.
 """
 
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import Annotated, Any, cast
 
 import psycopg
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
 
 from api import idempotency
@@ -39,6 +40,21 @@ _log = get_logger(__name__)
 
 # Text that people wrote: no control characters, which PostgreSQL, logs and terminals disagree on.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+def _written_out(value: object) -> object:
+    """Refuse a bare number, which pydantic would take for seconds since 1970."""
+    if isinstance(value, str) and not _DATE_AND_TIME.match(value):
+        raise ValueError("a moment is written as RFC 3339 says, such as 2026-01-31T00:00:00+07:00")
+    return value
+
+
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]")
+Moment = Annotated[
+    AwareDatetime | None,
+    BeforeValidator(_written_out),
+    Query(examples=["2026-01-31T00:00:00+07:00"]),
+]
 
 
 class Strict(BaseModel):

@@ -38,10 +38,12 @@ SHOWN_RUNS: Final = 5
 
 _PROCESSES_SQL: Final = """
     SELECT instance, role, host, pid, backend, version, started_at, ended_at,
+           EXISTS (SELECT FROM pg_stat_activity AS a
+                   WHERE a.pid = p.backend AND a.backend_start <= p.started_at) AS connected,
            extract(epoch FROM clock_timestamp() - beat_at)::float8 AS beat_age_s,
            position, committed_at, events, passed_over, rate_per_s, lag_bytes, lag_ms,
            retained_bytes, last_error, last_error_at
-    FROM capture.process WHERE slot = %s ORDER BY beat_at DESC
+    FROM capture.process AS p WHERE slot = %s ORDER BY beat_at DESC
 """
 
 
@@ -57,6 +59,7 @@ class Process:
     version: str
     started_at: datetime
     ended_at: datetime | None
+    connected: bool
     beat_age_s: float
     position: int | None
     committed_at: datetime | None
@@ -71,8 +74,8 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it beats."""
-        return self.ended_at is None and self.beat_age_s < ALIVE_S
+        """Whether it beats: one that was killed lost its session, however fresh its last beat."""
+        return self.ended_at is None and self.connected and self.beat_age_s < ALIVE_S
 
     @property
     def place(self) -> str:

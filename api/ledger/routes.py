@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AwareDatetime
 
 from api.errors import Conflict, InsufficientBalance, NotAuthenticated, NotFound, NotPermitted
 from api.ledger import service
@@ -27,13 +26,12 @@ from api.paging import DEFAULT_PER_PAGE, MOST_PER_PAGE
 from api.people.auth import admin_with, caller_with, identity_of
 from api.people.model import Caller
 from api.security import Mode
-from api.web import database_of, json_answer, operator_of, problems
+from api.web import Moment, database_of, json_answer, operator_of, problems
 
 router = APIRouter(prefix="/api/v1", tags=["balance"])
 Reader = Annotated[Caller, Depends(caller_with("balance:read"))]
 BooksReader = Annotated[Caller, Depends(admin_with("balance:read"))]
 Corrector = Annotated[Caller, Depends(admin_with("payments:write"))]
-Moment = Annotated[AwareDatetime | None, Query(examples=["2026-11-22T00:00:00Z"])]
 EntryPath = Annotated[EntryId, Path(examples=["ent_01jz8w5k6h7m9n0p2q3r4s5t6v"])]
 
 _AUTH = (NotAuthenticated, NotPermitted)

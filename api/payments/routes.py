@@ -1,7 +1,6 @@
 """HTTP for payments: create, read, list, change; deliver, dispute, accept."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -53,11 +52,18 @@ from api.payments.views import (
 from api.people.auth import identity_of, once
 from api.people.model import Caller
 from api.rates.service import Rates
-from api.web import answer_once, database_of, json_answer, operator_of, problems, settings_of
+from api.web import (
+    Moment,
+    answer_once,
+    database_of,
+    json_answer,
+    operator_of,
+    problems,
+    settings_of,
+)
 
 router = APIRouter(prefix="/api/v1", tags=["payments"])
 Page = Annotated[Paging, Depends(by_id("pay"))]
-Moment = Annotated[datetime | None, Query(examples=["2026-01-31T00:00:00+07:00"])]
 
 
 def _present(request: Request, caller: Caller, payment: Payment) -> PaymentView:

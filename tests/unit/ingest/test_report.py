@@ -91,8 +91,9 @@ def test_metrics_leave_out_what_is_not_known() -> None:
 def health(**changes: object) -> Health:
     process = Process(
         instance="i", role="active", host="shop", pid=4, backend=5, version="0.2.0",
-        started_at=NOW - timedelta(hours=2, minutes=3, seconds=4), ended_at=None, beat_age_s=0.4,
-        position=0x1E4E3C8, committed_at=NOW, events=1234567, passed_over=0, rate_per_s=12.25,
+        started_at=NOW - timedelta(hours=2, minutes=3, seconds=4), ended_at=None,
+        connected=True, beat_age_s=0.4, position=0x1E4E3C8, committed_at=NOW,
+        events=1234567, passed_over=0, rate_per_s=12.25,
         lag_bytes=1536, lag_ms=14, retained_bytes=60, last_error=None, last_error_at=None,
     )  # fmt: skip
     slot = Slot("s", WalStatus.RESERVED, "0/10", 9, 60, 8 * 1024**3, Level.OK, 10**9)

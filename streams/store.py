@@ -57,26 +57,21 @@ COPY: Final[dict[Table, LiteralString]] = {
     Table.REFUNDS: "COPY staged_refunds FROM STDIN",
     Table.MERCHANTS: "COPY staged_merchants FROM STDIN",
 }
-MOVE: Final[dict[Table, LiteralString]] = {
-    Table.PAYMENT_ANALYTICS: """
+_INTO_PAYMENTS: Final[LiteralString] = """
     INSERT INTO raw.payment_analytics (
         time, merchant_id, amount_vnd, amount_usd, currency, chain, payer_country, status,
         event_id, payment_id, exception, asset_amount, fee_vnd, payer_address,
         position, ordinal, committed_at
     )
-    SELECT * FROM staged_payments
-    ON CONFLICT (event_id, time) DO NOTHING
-    """,
-    Table.REFUNDS: """
+"""
+_INTO_REFUNDS: Final[LiteralString] = """
     INSERT INTO raw.refunds (
         time, event_id, refund_id, payment_id, merchant_id, amount_vnd, status,
         position, ordinal, committed_at
     )
-    SELECT * FROM staged_refunds
-    ON CONFLICT (event_id, time) DO NOTHING
-    """,
-    # The newest of a batch, and only over an older one; recorded_at tells when it arrived.
-    Table.MERCHANTS: """
+"""
+# The newest of a batch, and only over an older one; recorded_at tells when it arrived.
+_UPSERT_MERCHANTS: Final[LiteralString] = """
     INSERT INTO raw.merchants AS known (
         merchant_id, name, trade, timezone, country, deleted_at,
         event_id, position, ordinal, committed_at
@@ -90,17 +85,25 @@ MOVE: Final[dict[Table, LiteralString]] = {
         event_id = EXCLUDED.event_id, position = EXCLUDED.position,
         ordinal = EXCLUDED.ordinal, committed_at = EXCLUDED.committed_at, recorded_at = now()
     WHERE (known.position, known.ordinal) < (EXCLUDED.position, EXCLUDED.ordinal)
+"""
+MOVE: Final[dict[Table, LiteralString]] = {
+    Table.PAYMENT_ANALYTICS: _INTO_PAYMENTS  # noqa: S608
+    + """
+    SELECT * FROM staged_payments
+    ON CONFLICT (event_id, time) DO NOTHING
     """,
+    Table.REFUNDS: _INTO_REFUNDS  # noqa: S608
+    + """
+    SELECT * FROM staged_refunds
+    ON CONFLICT (event_id, time) DO NOTHING
+    """,
+    Table.MERCHANTS: _UPSERT_MERCHANTS,
 }
 # After the rows that happened, which may be what is told again. The batch's span of time is given,
 # so that only the chunks of the hypertable that it reaches are asked.
 MOVE_TOLD_AGAIN: Final[dict[Table, LiteralString]] = {
-    Table.PAYMENT_ANALYTICS: """
-    INSERT INTO raw.payment_analytics (
-        time, merchant_id, amount_vnd, amount_usd, currency, chain, payer_country, status,
-        event_id, payment_id, exception, asset_amount, fee_vnd, payer_address,
-        position, ordinal, committed_at
-    )
+    Table.PAYMENT_ANALYTICS: _INTO_PAYMENTS  # noqa: S608
+    + """
     SELECT DISTINCT ON (payment_id, status, time) *
     FROM staged_payments AS told
     WHERE NOT EXISTS (
@@ -110,11 +113,8 @@ MOVE_TOLD_AGAIN: Final[dict[Table, LiteralString]] = {
     ORDER BY payment_id, status, time, position, ordinal
     ON CONFLICT (event_id, time) DO NOTHING
     """,
-    Table.REFUNDS: """
-    INSERT INTO raw.refunds (
-        time, event_id, refund_id, payment_id, merchant_id, amount_vnd, status,
-        position, ordinal, committed_at
-    )
+    Table.REFUNDS: _INTO_REFUNDS  # noqa: S608
+    + """
     SELECT DISTINCT ON (refund_id, status, time) *
     FROM staged_refunds AS told
     WHERE NOT EXISTS (
@@ -125,20 +125,8 @@ MOVE_TOLD_AGAIN: Final[dict[Table, LiteralString]] = {
     ORDER BY refund_id, status, time, position, ordinal
     ON CONFLICT (event_id, time) DO NOTHING
     """,
-    Table.MERCHANTS: """
-    INSERT INTO raw.merchants AS known (
-        merchant_id, name, trade, timezone, country, deleted_at,
-        event_id, position, ordinal, committed_at
-    )
-    SELECT DISTINCT ON (merchant_id) *
-    FROM staged_merchants
-    ORDER BY merchant_id, position DESC, ordinal DESC
-    ON CONFLICT (merchant_id) DO UPDATE SET
-        name = EXCLUDED.name, trade = EXCLUDED.trade, timezone = EXCLUDED.timezone,
-        country = EXCLUDED.country, deleted_at = EXCLUDED.deleted_at,
-        event_id = EXCLUDED.event_id, position = EXCLUDED.position,
-        ordinal = EXCLUDED.ordinal, committed_at = EXCLUDED.committed_at, recorded_at = now()
-    WHERE (known.position, known.ordinal) < (EXCLUDED.position, EXCLUDED.ordinal)
+    Table.MERCHANTS: _UPSERT_MERCHANTS
+    + """
       AND (known.name, known.trade, known.timezone, known.country, known.deleted_at)
           IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.trade, EXCLUDED.timezone, EXCLUDED.country,
                             EXCLUDED.deleted_at)

@@ -11,6 +11,7 @@ settings.load_profile("giovang")
 
 pytest_plugins = [
     "tests.fixtures.services",
+    "tests.fixtures.brokers",
     "tests.fixtures.audit",
     "tests.fixtures.node",
     "tests.fixtures.people",

@@ -9,7 +9,6 @@ decoder of its own tells what was committed; any difference raises `AssertionErr
 """
 
 import random
-import secrets
 import tempfile
 import threading
 import time
@@ -22,15 +21,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from infra.stack import databases
-from infra.stack.accounts import service_account
-from infra.stack.postgres import PostgresTree
 from tests.chaos.keeper import Keeper, kill_postgres
 from tests.chaos.load import Load
 from tests.fixtures.brokers import start_broker
 from tests.fixtures.capture import CaptureProcess, CaptureRoom, capture_room
 from tests.fixtures.checksum import Comparison
-from tests.fixtures.services import free_port, run_module, start_cluster
+from tests.fixtures.services import run_module, start_ledger
 from tests.fixtures.wire import Wire
 
 RECOVERY_TIMEOUT_S = 150.0
@@ -307,16 +303,7 @@ def _ground(
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="giovang-chaos-")))
         folder.chmod(0o711)
         progress("starting PostgreSQL and NATS, applying the migrations")
-        home = folder / "ledger"
-        home.mkdir(mode=0o700)
-        if (account := service_account()) is not None:
-            account.give(home)
-        names = (*databases.LEDGER_ROLES, *databases.SUPERUSERS)
-        passwords = {name: secrets.token_hex(12) for name in names}
-        cluster = databases.ledger_cluster(
-            PostgresTree(tree), home / "data", free_port(), passwords
-        )
-        database = start_cluster(cluster, home)
+        database = start_ledger(folder, tree)
         parts.callback(database.stop)
         run_module("api.migrations", GIOVANG_API_MIGRATION_URL=database.url("giovang_owner"))
         broker = start_broker(folder)

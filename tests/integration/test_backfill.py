@@ -6,8 +6,6 @@ cluster of this module's own, since slots are lost here on purpose.
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infra.stack import databases
-from infra.stack.accounts import service_account
-from infra.stack.postgres import PostgresTree
 from ingest.contract import Operation, Table
 from streams.rows import row_for, table_for
 from streams.store import Store
 from tests.fixtures import services
 from tests.fixtures.backfill import TIMEOUT_S, Backfill
-from tests.fixtures.brokers import start_broker
 from tests.fixtures.capture import CaptureRoom, Stored, capture_room, poll
 from tests.fixtures.checksum import Comparison
 from tests.fixtures.replay import TABLES, Churn, Marks, Replay, Rows, fill, key_of, table_rows
@@ -35,28 +29,9 @@ OLD_ROWS = 5_000
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="giovang-backfill-", dir="/tmp"))
-    made.chmod(0o711)
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture(scope="module")
-def ledger(folder: Path, postgres_tree: Path) -> Iterator[DatabaseServer]:
-    home = services._own_folder(folder, "ledger", service_account())
-    cluster = databases.ledger_cluster(
-        PostgresTree(postgres_tree), home / "data", services.free_port(), services._passwords()
-    )
-    server = services.start_cluster(cluster, home)
+def ledger(module_folder: Path, postgres_tree: Path) -> Iterator[DatabaseServer]:
+    server = services.start_ledger(module_folder, postgres_tree)
     services.run_module("api.migrations", GIOVANG_API_MIGRATION_URL=server.url("giovang_owner"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def broker(folder: Path) -> Iterator[BrokerServer]:
-    server = start_broker(folder)
     yield server
     server.stop()
 

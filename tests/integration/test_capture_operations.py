@@ -8,12 +8,10 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +29,6 @@ from ingest.health import examine
 from ingest.report import LOOK_S
 from ingest.settings import IngestSettings
 from ingest.status import document
-from tests.fixtures.brokers import start_broker
 from tests.fixtures.capture import CaptureProcess, CaptureRoom, capture_room, poll
 from tests.fixtures.checksum import assert_same
 from tests.fixtures.ledger_writers import PAYMENT
@@ -41,22 +38,6 @@ MIB = 1024**2
 SILENCE_S = 3
 NOBODY = "no process captures: `./giovang logs capture` says why"
 TAKEOVER_TIMEOUT_S = 45.0
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="giovang-operations-", dir="/tmp"))
-    made.chmod(0o711)
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture(scope="module")
-def broker(folder: Path) -> Iterator[BrokerServer]:
-    """A NATS server of this module's own, which it may stop."""
-    server = start_broker(folder)
-    yield server
-    server.stop()
 
 
 @contextlib.contextmanager

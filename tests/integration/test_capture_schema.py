@@ -6,10 +6,8 @@ it; and `python -m ingest.check` on scratch copies of it, as a migration is chec
 
 import json
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +20,6 @@ from psycopg import sql
 import ingest.contract
 from infra.stack.process import base_environment
 from ingest.contract import HEADER_ENDS
-from tests.fixtures.brokers import start_broker
 from tests.fixtures.capture import CaptureRoom, Stored, capture_room
 from tests.fixtures.ledger_writers import ENTRY, PAYMENT
 from tests.fixtures.ledgers import LedgerDatabase, ledger_of_its_own
@@ -60,16 +57,6 @@ def migrated(ledger_cluster: DatabaseServer) -> Iterator[LedgerDatabase]:
 def ledger(ledger_cluster: DatabaseServer, migrated: LedgerDatabase) -> Iterator[LedgerDatabase]:
     with ledger_of_its_own(ledger_cluster, copied_from=migrated) as copied:
         yield copied
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[BrokerServer]:
-    folder = Path(tempfile.mkdtemp(prefix="giovang-schema-", dir="/tmp"))
-    folder.chmod(0o711)
-    server = start_broker(folder)
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

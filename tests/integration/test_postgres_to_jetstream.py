@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import json
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from ingest.contract import HEADER_EVENT_ID, HEARTBEAT_SUBJECT, EventId
 from ingest.envelope import Message
 from ingest.errors import Fenced
 from ingest.publisher import LedgerPublisher
-from tests.fixtures.brokers import start_broker
 from tests.fixtures.capture import DRAIN_TIMEOUT_S, CaptureRoom, capture_room, poll
 from tests.fixtures.checksum import assert_same, told
 from tests.fixtures.ledger_writers import ENTRY, PAYMENT, Writer, Writers
@@ -32,22 +29,6 @@ from tests.fixtures.services import BrokerServer, DatabaseServer
 SEED = 20260131
 KILLS = 5
 LARGE = 5000
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="giovang-capture-", dir="/tmp"))
-    made.chmod(0o711)
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture(scope="module")
-def broker(folder: Path) -> Iterator[BrokerServer]:
-    """A NATS server of this module's own, which it may kill."""
-    server = start_broker(folder)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ written, and exactly the last change of each database transaction says that it i
 """
 
 import asyncio
-import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,7 +19,14 @@ from ingest.contract import ChangeEvent
 from ingest.envelope import EnvelopeWriter, Message
 from ingest.errors import PublishFailed
 from ingest.pump import Pump
-from tests.fixtures.records import NOW_US, UNCHANGED, database_transaction, handed_over, posting
+from tests.fixtures.records import (
+    NOW_US,
+    UNCHANGED,
+    database_transaction,
+    handed_over,
+    posting,
+    running_loop,
+)
 
 
 class Stream:
@@ -39,13 +45,8 @@ class Stream:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    running = asyncio.new_event_loop()
-    thread = threading.Thread(target=running.run_forever)
-    thread.start()
-    yield running
-    running.call_soon_threadsafe(running.stop)
-    thread.join(10)
-    running.close()
+    with running_loop() as running:
+        yield running
 
 
 # For each database transaction how many changes it has, and how much log it takes.

@@ -1,7 +1,6 @@
 """The pump: what is told of a database transaction's end, and when."""
 
 import asyncio
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,14 @@ from ingest.contract import ChangeEvent
 from ingest.envelope import EnvelopeWriter, Message
 from ingest.errors import CaptureDisordered, EnvelopeInvalid, PublishFailed
 from ingest.pump import Pump
-from tests.fixtures.records import NOW_US, UNCHANGED, database_transaction, handed_over, posting
+from tests.fixtures.records import (
+    NOW_US,
+    UNCHANGED,
+    database_transaction,
+    handed_over,
+    posting,
+    running_loop,
+)
 
 
 class Stream:
@@ -33,13 +39,8 @@ class Stream:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    running = asyncio.new_event_loop()
-    thread = threading.Thread(target=running.run_forever)
-    thread.start()
-    yield running
-    running.call_soon_threadsafe(running.stop)
-    thread.join(10)
-    running.close()
+    with running_loop() as running:
+        yield running
 
 
 def pump_to(stream: Stream, loop: asyncio.AbstractEventLoop, resume: Resume) -> Pump:

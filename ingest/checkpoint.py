@@ -31,15 +31,32 @@ def offset_key(settings: IngestSettings) -> str:
     return json.dumps([settings.slot, {"server": ENGINE_NAME}], separators=(",", ":"))
 
 
-def offset_value(position: int) -> dict[str, int | str]:
-    """Return Debezium's offset for "all that commits up to this position is done".
+SEQUENCE_KEY: Final = "giovang_sequence"
+"""Of a stored offset: the stream's last sequence when all up to the offset was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All that commits up to `position` is acknowledged, the last of it at or before `sequence`."""
+
+    position: int
+    sequence: int
+
+
+def offset_value(done: Done) -> dict[str, int | str]:
+    """Return Debezium's offset for "this is done"; its reader leaves out what it does not know.
 
     Without `lsn_proc`, Debezium starts at the position as PostgreSQL understands it, which sends
     every database transaction that commits after it, whole. With it, 3.6 first searches for the
     event after the stored one, and loses the beginning of a database transaction that was open
     across the stored position (debezium/dbz#76).
     """
-    return {"lsn": position, "lsn_commit": position, "messageType": "COMMIT"}
+    return {
+        "lsn": done.position,
+        "lsn_commit": done.position,
+        "messageType": "COMMIT",
+        SEQUENCE_KEY: done.sequence,
+    }
 
 
 def lsn_text(position: int) -> str:
@@ -78,6 +95,8 @@ class LogState:
     offset: int | None
     origin: int | None
     """Where the slot began, as provisioning recorded it."""
+    offset_sequence: int | None = None
+    """What the stream held when the offset was stored; None in an offset of an earlier release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +129,30 @@ def resume_from(slot: str, log: LogState, stream: StreamState | None) -> Resume:
             "the stream is missing: run `python -m ingest.provision`, which says what to do if it "
             "held events before"
         )
-    if log.slot is None:
+    offset = _stored_offset(log, stream)
+    check_slot(slot, log.slot, offset)
+    _same_history(log, stream, offset)
+    return Resume(position=offset, sequence=stream.last_sequence, published=stream.last_id)
+
+
+def check_slot(slot: str, state: SlotState | None, offset: int) -> None:
+    """Raise `SlotLost` or `ResumeRefused` where the slot no longer gives all after `offset`."""
+    if state is None:
         raise SlotLost(
             f"replication slot {slot} is missing: changes since it was dropped can no longer be "
             "captured; run `python -m ingest.provision`, which says what to do"
         )
-    if log.slot.wal_status is WalStatus.LOST:
+    if state.wal_status is WalStatus.LOST:
         raise SlotLost(
             f"replication slot {slot} was invalidated because PostgreSQL removed the log it needed "
             "(max_slot_wal_keep_size): changes are missing and have to be backfilled; run "
             "`python -m ingest.provision`, which says what to do"
         )
-    offset = _stored_offset(log, stream)
-    if log.slot.confirmed > offset:
+    if state.confirmed > offset:
         raise ResumeRefused(
-            f"replication slot {slot} is at {lsn_text(log.slot.confirmed)}, ahead of the stored "
+            f"replication slot {slot} is at {lsn_text(state.confirmed)}, ahead of the stored "
             f"offset {lsn_text(offset)}: PostgreSQL would leave out the changes between"
         )
-    _same_history(log, stream, offset)
-    return Resume(position=offset, sequence=stream.last_sequence, published=stream.last_id)
 
 
 def _stored_offset(log: LogState, stream: StreamState) -> int:
@@ -147,6 +171,12 @@ def _same_history(log: LogState, stream: StreamState, offset: int) -> None:
         raise ResumeRefused(
             f"the stream tells the log of PostgreSQL system {stream.system}, but this database is "
             f"system {log.system}: log positions of two systems cannot be compared"
+        )
+    if stream.last_sequence < (log.offset_sequence or 0):
+        raise ResumeRefused(
+            f"the stream ends at sequence {stream.last_sequence}, but JetStream acknowledged "
+            f"{log.offset_sequence}: it lost events; run `python -m ingest.provision`, which says "
+            "what to do"
         )
     if stream.last_id is None:
         if stream.last_sequence > 0:

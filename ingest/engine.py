@@ -29,7 +29,7 @@ from infra.telemetry import (
     serve_metrics,
 )
 from ingest import debezium, guardian, publisher
-from ingest.checkpoint import Resume, lsn_text, resume_from
+from ingest.checkpoint import Done, Resume, check_slot, lsn_text, resume_from
 from ingest.columns import published_columns, verify_tables
 from ingest.envelope import EnvelopeWriter
 from ingest.errors import EngineStopped, IngestError, MetricsRefused, ResumeRefused, SeatLost
@@ -200,11 +200,22 @@ class Capture:
         )
         unchanged = f"__giovang_unchanged_{secrets.token_hex(16)}"
         writer = EnvelopeWriter(unchanged, lambda: time.time_ns() // 1000, self._masks)
-        pump = Pump(resume, writer, sender, asyncio.get_running_loop())
+
+        def begins() -> None:
+            # The slot is this process's by now, so nobody else moves it; but another one may have
+            # had it since the look, and PostgreSQL leaves out what is before it without a word.
+            slot = guardian.slot_state(database, self._settings.slot)
+            check_slot(self._settings.slot, slot, resume.position)
+
+        pump = Pump(resume, writer, sender, asyncio.get_running_loop(), begins)
         if not self._standing_by:
             debezium.start_jvm(self._settings.heap_mb)
         engine = debezium.DebeziumEngine(
-            debezium.engine_properties(self._settings, unchanged), pump, self._polling.set
+            debezium.engine_properties(
+                self._settings, unchanged, Done(resume.position, resume.sequence)
+            ),
+            pump,
+            self._polling.set,
         )
         # Each collection of Java's brings on a full one of Python's; what is there to stay need not
         # be looked at again and again.

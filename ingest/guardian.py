@@ -13,7 +13,7 @@ import psycopg
 from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
-from ingest.checkpoint import LogState, SlotState, WalStatus
+from ingest.checkpoint import SEQUENCE_KEY, LogState, SlotState, WalStatus
 from ingest.errors import ProvisionRefused, SlotLost
 from ingest.settings import IngestSettings
 from ingest.tables import ORIGIN_TABLE, SCHEMA
@@ -99,12 +99,14 @@ def log_state(connection: Database, settings: IngestSettings) -> LogState:
     row = connection.execute(_SYSTEM_SQL).fetchone()
     assert row is not None, "a SELECT without FROM has a row"  # noqa: S101
     system, position = row
+    offset, offset_sequence = _stored_offset(connection, settings)
     return LogState(
         system=system,
         position=int(position),
         slot=slot_state(connection, settings.slot),
-        offset=_stored_offset(connection, settings),
+        offset=offset,
         origin=_origin(connection, settings),
+        offset_sequence=offset_sequence,
     )
 
 
@@ -115,14 +117,15 @@ def _table_exists(connection: Database, name: str) -> bool:
     return row is not None and bool(row[0])
 
 
-def _stored_offset(connection: Database, settings: IngestSettings) -> int | None:
+def _stored_offset(connection: Database, settings: IngestSettings) -> tuple[int | None, int | None]:
+    """Return the commit position that is done, and the sequence that the stream had then."""
     if not _table_exists(connection, settings.offset_table):
-        return None
+        return None, None
     rows = connection.execute(
         sql.SQL("SELECT offset_val FROM {}").format(sql.Identifier(SCHEMA, settings.offset_table))
     ).fetchall()
     if not rows:
-        return None
+        return None, None
     if len(rows) > 1:
         raise ProvisionRefused(f"{SCHEMA}.{settings.offset_table} holds {len(rows)} offsets")
     offset: dict[str, Any] = json.loads(rows[0][0])
@@ -132,7 +135,7 @@ def _stored_offset(connection: Database, settings: IngestSettings) -> int | None
             f"{SCHEMA}.{settings.offset_table} holds an offset that is not the end of a database "
             "transaction"
         )
-    return commit
+    return commit, offset.get(SEQUENCE_KEY)
 
 
 def _origin(connection: Database, settings: IngestSettings) -> int | None:

@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol
 
 import jpype
 
+from ingest.checkpoint import Done
+
 _FIRST_BYTES: Final = 1024**2
 _KEPT_BYTES: Final = 16 * 1024**2
 """What the joined text may keep of Java's memory from one batch to the next."""
@@ -20,11 +22,11 @@ _KEPT_BYTES: Final = 16 * 1024**2
 class Sink(Protocol):
     """What takes the engine's records.
 
-    `handle` gets the record values of one batch, a JSON array, and returns the commit position of
-    the last database transaction that is now whole and acknowledged, or None.
+    `handle` gets the record values of one batch, a JSON array, and returns the end of the last
+    database transaction that is now whole and acknowledged, or None.
     """
 
-    def handle(self, batch: bytes) -> int | None: ...  # noqa: D102
+    def handle(self, batch: bytes) -> Done | None: ...  # noqa: D102
 
 
 class Joiner:
@@ -78,17 +80,17 @@ def _as_consumer(handle: Any) -> Any:  # noqa: ANN401 - Java objects
 class Handover:
     """Gives batches to a sink, one at a time and in order, without waiting where more is there.
 
-    `on_error` hears of an error when it happens; the next call raises it again.
+    `on_error` hears of an error when it happens; every later call raises it again.
     """
 
     def __init__(self, sink: Sink, on_error: Callable[[BaseException], None]) -> None:
         self._sink = sink
         self._on_error = on_error
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._on_its_way: Future[int | None] | None = None
+        self._on_its_way: Future[Done | None] | None = None
 
-    def give(self, batch: bytes, *, more: bool) -> int | None:
-        """Give the sink a batch; return the last position that is done by now, or None.
+    def give(self, batch: bytes, *, more: bool) -> Done | None:
+        """Give the sink a batch; return the last that is done by now, or None.
 
         With `more`, which says that another batch follows at once, this one is not waited for.
         """
@@ -99,16 +101,20 @@ class Handover:
         last = self._settle()
         return done if last is None else last
 
-    def _handle(self, batch: bytes) -> int | None:
+    def _handle(self, batch: bytes) -> Done | None:
         try:
             return self._sink.handle(batch)
         except BaseException as error:
             self._on_error(error)
             raise
 
-    def _settle(self) -> int | None:
-        """Wait for the batch on its way; the sink has its own deadlines."""
+    def _settle(self) -> Done | None:
+        """Wait for the batch on its way; the sink has its own deadlines.
+
+        One that failed stays, so that nothing after it is ever given.
+        """
         if self._on_its_way is None:
             return None
-        work, self._on_its_way = self._on_its_way, None
-        return work.result()
+        done = self._on_its_way.result()
+        self._on_its_way = None
+        return done

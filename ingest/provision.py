@@ -23,6 +23,7 @@ from psycopg import sql
 from infra.telemetry import configure_logging, get_logger
 from ingest import gaps, guardian, publisher, tables
 from ingest.checkpoint import (
+    Done,
     LogState,
     StreamState,
     WalStatus,
@@ -67,10 +68,11 @@ def plan(slot: str, log_state: LogState, stream: StreamState | None) -> Plan:
     no_slot = log_state.slot is None or lost
     told_to = log_state.offset if log_state.offset is not None else last
     ahead = log_state.slot is not None and not lost and log_state.slot.confirmed > (told_to or 0)
+    shorter = stream is not None and stream.last_sequence < (log_state.offset_sequence or 0)
     if stream is None and published:
         losses.append(
             f"the stream is missing though events up to {lsn_text(log_state.offset or 0)} were "
-            "published to it: a new one begins after that place"
+            "published to it: a new one begins at the slot's place"
         )
         untold, told_to = True, None
     if no_slot and (had_events or log_state.offset is not None):
@@ -86,6 +88,14 @@ def plan(slot: str, log_state: LogState, stream: StreamState | None) -> Plan:
             "changes between are captured by nobody"
         )
         untold = True
+    elif shorter and stream is not None and log_state.slot is not None:
+        told_to = last
+        untold = last is None or log_state.slot.confirmed > last
+        losses.append(
+            f"the stream ends at sequence {stream.last_sequence}, but JetStream acknowledged "
+            f"{log_state.offset_sequence}: events are missing at its end; capture goes back to the "
+            "slot's place and tells again what is after it"
+        )
     elif log_state.offset is None and had_events:
         untold = ahead
         losses.append(
@@ -95,7 +105,7 @@ def plan(slot: str, log_state: LogState, stream: StreamState | None) -> Plan:
     return Plan(
         stream=stream is None,
         slot=no_slot,
-        offset=no_slot or log_state.offset is None or ahead,
+        offset=no_slot or log_state.offset is None or bool(losses),
         losses=tuple(losses),
         untold=untold,
         told_to=told_to if untold else None,
@@ -135,7 +145,7 @@ async def _provision(
         _make_slot(settings, database, replace=state.slot is not None)
     with database.transaction():
         if todo.offset:
-            _store_first_offset(settings, database)
+            _store_first_offset(settings, database, 0 if stream is None else stream.last_sequence)
         state = guardian.log_state(database, settings)
         if state.offset is None:
             raise ProvisionRefused("the first offset was stored but cannot be read again")
@@ -177,18 +187,20 @@ def _make_slot(settings: IngestSettings, database: guardian.Database, *, replace
         ) from error
 
 
-def _store_first_offset(settings: IngestSettings, database: guardian.Database) -> None:
-    """Store where the slot stands as the offset, so that the engine never guesses a beginning."""
+def _store_first_offset(
+    settings: IngestSettings, database: guardian.Database, sequence: int
+) -> None:
+    """Store where slot and stream stand as the offset, so the engine never guesses a beginning."""
     slot = guardian.slot_state(database, settings.slot)
     if slot is None:
         raise ProvisionRefused(f"replication slot {settings.slot} was made but cannot be found")
     table = sql.Identifier(tables.SCHEMA, settings.offset_table)
     with database.transaction():
-        # First, since it lets an offset be stored that is lower than one that was reached before.
+        # First, since it lets an offset be stored that is lower than one from before.
         database.execute(
             sql.SQL(
                 "INSERT INTO {} (slot, began) VALUES (%s, %s) ON CONFLICT (slot) DO UPDATE "
-                "SET began = EXCLUDED.began, reached = NULL, made_at = clock_timestamp()"
+                "SET began = EXCLUDED.began, furthest = NULL, made_at = clock_timestamp()"
             ).format(sql.Identifier(tables.SCHEMA, tables.ORIGIN_TABLE)),
             (settings.slot, slot.confirmed),
         )
@@ -198,7 +210,7 @@ def _store_first_offset(settings: IngestSettings, database: guardian.Database) -
             (
                 str(uuid.uuid4()),
                 offset_key(settings),
-                json.dumps(offset_value(slot.confirmed)),
+                json.dumps(offset_value(Done(slot.confirmed, sequence))),
             ),
         )
 

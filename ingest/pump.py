@@ -9,13 +9,14 @@ id after a restart. What cannot be told, ordered or stored raises, and the proce
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from ingest.checkpoint import Cursor, Resume
+from ingest.checkpoint import Cursor, Done, Resume
 from ingest.contract import EventId
 from ingest.envelope import EnvelopeWriter, Message
 from ingest.publisher import ACK_TIMEOUT_S, BatchWindow, LedgerPublisher
@@ -35,7 +36,11 @@ class Progress:
 
 
 class Pump:
-    """Turns batches of records into acknowledged messages. Runs on one thread."""
+    """Turns batches of records into acknowledged messages. Runs on one thread.
+
+    `begins` is called with the first batch, before anything is counted or published; it raises
+    where the engine cannot have begun at `resume`.
+    """
 
     def __init__(
         self,
@@ -43,7 +48,9 @@ class Pump:
         writer: EnvelopeWriter,
         sender: LedgerPublisher,
         loop: asyncio.AbstractEventLoop,
+        begins: Callable[[], None],
     ) -> None:
+        self._begins: Callable[[], None] | None = begins
         self._cursor = Cursor(resume)
         self._writer = writer
         self._sender = sender
@@ -53,12 +60,15 @@ class Pump:
         self._told_us = 0
         self.progress = Progress(position=resume.position, heard_at=time.monotonic())
 
-    def handle(self, batch: bytes) -> int | None:
+    def handle(self, batch: bytes) -> Done | None:
         """Publish a batch, a JSON array of the engine's records.
 
-        Returns the position of its last whole database transaction, None where none ends in it.
+        Returns the end of its last whole database transaction, None where none ends in it.
         """
         self.progress.heard_at = time.monotonic()
+        if self._begins is not None:
+            self._begins()
+            self._begins = None
         window = BatchWindow()
         whole: int | None = None
         for record in orjson.loads(batch):
@@ -75,9 +85,10 @@ class Pump:
         if self._told_us != self.progress.committed_us:
             self.progress.committed_us = self._told_us
             self.progress.acked_us = time.time_ns() // 1000
-        if whole is not None:
-            self.progress.position = whole
-        return whole
+        if whole is None:
+            return None
+        self.progress.position = whole
+        return Done(whole, self._sender.sequence)
 
     def _change(self, record: dict[str, Any], window: BatchWindow) -> None:
         transaction = record["transaction"] or {}

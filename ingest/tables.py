@@ -42,23 +42,28 @@ _STATED: Final[tuple[LiteralString, ...]] = (
         made_at timestamptz NOT NULL DEFAULT clock_timestamp()
     )
     """,
-    "ALTER TABLE capture.slot_origin ADD COLUMN IF NOT EXISTS reached bigint",
-    # A capture process that was frozen and comes to life again writes the offset it had, by a
-    # connection it opens anew. That would leave the slot ahead of the offset, from where nobody may
-    # resume. The row of the slot is locked first, so two writers come one after the other.
+    "ALTER TABLE capture.slot_origin ADD COLUMN IF NOT EXISTS furthest text",
+    # A capture process that was frozen, or whose last statement PostgreSQL carries out late, stores
+    # the offset it had, by a connection it opens anew. Both offsets are true, and the further one
+    # stays: a lower one would leave the slot ahead of it, from where nobody may resume. To refuse
+    # it would not do, since Debezium tries again without end. The slot's row is locked first, so
+    # two writers come one after the other; the second could not see, and so not delete, what the
+    # first one stored.
     """
     CREATE OR REPLACE FUNCTION capture.offset_never_goes_back() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog AS $$
     DECLARE
-        place   bigint := (NEW.offset_val::jsonb ->> 'lsn_commit')::bigint;
-        so_far  bigint;
+        kept text;
     BEGIN
-        SELECT reached INTO so_far FROM capture.slot_origin WHERE slot = TG_ARGV[0] FOR UPDATE;
-        IF place < so_far THEN
-            RAISE EXCEPTION 'another capture process went on from % to %', place, so_far
-                USING ERRCODE = 'check_violation';
+        SELECT furthest INTO kept FROM capture.slot_origin WHERE slot = TG_ARGV[0] FOR UPDATE;
+        EXECUTE format('DELETE FROM %I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+        IF (NEW.offset_val::jsonb ->> 'lsn_commit')::bigint
+            < (kept::jsonb ->> 'lsn_commit')::bigint
+        THEN
+            NEW.offset_val := kept;
+        ELSE
+            UPDATE capture.slot_origin SET furthest = NEW.offset_val WHERE slot = TG_ARGV[0];
         END IF;
-        UPDATE capture.slot_origin SET reached = place WHERE slot = TG_ARGV[0];
         RETURN NEW;
     END
     $$

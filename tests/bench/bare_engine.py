@@ -16,7 +16,9 @@ from typing import Any
 
 import jpype
 
-from ingest import debezium
+from ingest import debezium, guardian
+from ingest.checkpoint import Done
+from ingest.errors import ResumeRefused
 from ingest.settings import IngestSettings
 
 DEADLINE_S = 300.0
@@ -51,7 +53,11 @@ def main() -> int:
     settings = IngestSettings()
     count = Count(wanted=int(sys.argv[1]))
     debezium.start_jvm(settings.heap_mb)
-    properties = debezium.engine_properties(settings, "unchanged")
+    with guardian.open_database(settings) as ledger:
+        position = guardian.log_state(ledger, settings).offset
+    if position is None:
+        raise ResumeRefused("no offset is stored for the bare engine")
+    properties = debezium.engine_properties(settings, "unchanged", Done(position, 0))
     engine = _engine({k: v for k, v in properties.items() if k not in _NOT_BARE}, count)
     threading.Thread(target=engine.run, daemon=True).start()
     if not count.done.wait(DEADLINE_S):

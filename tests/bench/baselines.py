@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from infra.stack.process import base_environment
-from ingest.checkpoint import offset_key, offset_value
+from ingest.checkpoint import Done, offset_key, offset_value
 from ingest.settings import IngestSettings
 from tests.bench.frame import BenchError
 from tests.bench.ground import Ground, query
@@ -165,5 +165,5 @@ def _prepare_bare(ground: Ground) -> None:
         )
         ledger.execute(
             sql.SQL("INSERT INTO {} VALUES ('1', %s, %s, clock_timestamp(), 1)").format(table),
-            (offset_key(settings), json.dumps(offset_value(int(begun[0])))),
+            (offset_key(settings), json.dumps(offset_value(Done(int(begun[0]), 0)))),
         )

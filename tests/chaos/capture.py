@@ -9,6 +9,7 @@ decoder of its own tells what was committed; any difference raises `AssertionErr
 """
 
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -320,8 +321,21 @@ def _ground(
         )
         try:
             yield room, wires
+        except BaseException:
+            progress(f"what every process logged is kept in {_keep_logs(folder)}")
+            raise
         finally:
             # A run that is ended while a server is down still leaves by the door.
             for server in (database, broker):
                 if server.process is None:
                     server.start()
+
+
+def _keep_logs(folder: Path) -> Path:
+    """Copy the logs out of a folder that is about to go."""
+    kept = Path(tempfile.mkdtemp(prefix="giovang-chaos-failed-"))
+    for log in folder.rglob("*.log"):
+        place = kept / log.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, place)
+    return kept

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,27 +124,47 @@ def test_a_frozen_leader_is_unseated_and_ends_when_it_wakes(
     assert status(room)[1]["problems"] == [NOBODY]
 
 
-def test_an_older_offset_is_never_stored(room: CaptureRoom) -> None:
-    """What a process that was frozen would do when it wakes, as Debezium's store does it."""
+def test_the_further_of_two_offsets_stays(room: CaptureRoom) -> None:
+    """What a process that was frozen does when it wakes, as Debezium's store does it."""
     offset = room.stored_offset()
     table = sql.Identifier("capture", f"{room.slot}_offset")
-    with psycopg.connect(room.database.url("giovang_capture"), autocommit=True) as late:
-        row = late.execute(sql.SQL("SELECT * FROM {}").format(table)).fetchone()
+    url = room.database.url("giovang_capture")
+    with psycopg.connect(url) as first, psycopg.connect(url) as late:
+        row = first.execute(sql.SQL("SELECT * FROM {}").format(table)).fetchone()
         assert row is not None
+        first.commit()
 
-        def store(position: int) -> None:
+        def store(writer: psycopg.Connection[tuple[Any, ...]], position: int) -> None:
             value = row[2].replace(str(offset), str(position))
-            with late.transaction():
-                late.execute(sql.SQL("DELETE FROM {}").format(table))
-                late.execute(
-                    sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(table),
-                    (row[0], row[1], value, row[3], row[4]),
-                )
+            writer.execute(sql.SQL("DELETE FROM {}").format(table))
+            writer.execute(
+                sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(table),
+                (row[0], row[1], value, row[3], row[4]),
+            )
 
-        store(offset + 16)
-        with pytest.raises(psycopg.errors.CheckViolation, match="another capture process"):
-            store(offset + 8)
-    assert room.stored_offset() == offset + 16
+        def store_late(position: int) -> None:
+            store(late, position)
+            late.commit()
+
+        for position in (offset + 8, offset + 32):
+            store(first, offset + 16)
+            with ThreadPoolExecutor(1) as beside:
+                waiting = beside.submit(store_late, position)
+                poll(lambda: _waits(room, late), what="the late writer", timeout_s=20)
+                first.commit()
+                waiting.result(20)
+            assert room.stored_offset() == max(offset + 16, position), "and it is the only row"
+        store_late(offset + 24)
+    assert room.stored_offset() == offset + 32
+
+
+def _waits(room: CaptureRoom, writer: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    with psycopg.connect(room.url, autocommit=True) as database:
+        found = database.execute(
+            "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s",
+            (writer.info.backend_pid,),
+        ).fetchone()
+    return found is not None and found[0] is True
 
 
 def test_a_filling_stream_is_told_and_a_full_one_loses_nothing(
@@ -307,7 +328,9 @@ def wait_for_line(process: CaptureProcess, event: str) -> None:
 def reached(room: CaptureRoom) -> int:
     with psycopg.connect(room.url, autocommit=True) as database:
         row = database.execute(
-            "SELECT reached FROM capture.slot_origin WHERE slot = %s", (room.slot,)
+            "SELECT (furthest::jsonb ->> 'lsn_commit')::bigint FROM capture.slot_origin "
+            "WHERE slot = %s",
+            (room.slot,),
         ).fetchone()
     assert row is not None
     position: int = row[0]

@@ -7,14 +7,11 @@ replication slot and a decoder of its own says what was committed.
 import asyncio
 import hashlib
 import itertools
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from ingest import publisher
 from ingest.contract import HEADER_EVENT_ID, HEARTBEAT_SUBJECT, EventId
@@ -247,66 +244,3 @@ def test_two_publishers_never_interleave(room: CaptureRoom) -> None:
     runs = [text.partition("-")[0] for text in ids]
     changes = sum(first != second for first, second in itertools.pairwise(runs))
     assert changes == len(set(runs)) - 1, "two batches were mixed"
-
-
-def test_capture_refuses_where_it_would_lose_or_double(room: CaptureRoom) -> None:
-    room.engine.start()
-    with room.connect() as writer:
-        writer.execute(PAYMENT, {"prefix": room.tag + "one", "count": 3})
-    room.drain()
-    assert room.engine.stop() == 0
-
-    with psycopg.connect(room.url, autocommit=True) as database:
-        table = sql.Identifier("capture", f"{room.slot}_offset")
-        kept = database.execute(sql.SQL("SELECT * FROM {}").format(table)).fetchone()
-        database.execute(sql.SQL("DELETE FROM {}").format(table))
-        assert "no offset is stored, but the stream" in _refusal(room)
-        refused = room.provision()
-        assert refused.returncode == 1
-        assert "would be published again" in json.loads(refused.stderr.splitlines()[-1])["reason"]
-        database.execute(sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(table), kept)
-
-        with room.connect() as writer:
-            writer.execute(PAYMENT, {"prefix": room.tag + "two", "count": 3})
-        database.execute(
-            "SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", (room.slot,)
-        )
-        assert "ahead of the stored offset" in _refusal(room)
-
-        database.execute("SELECT pg_drop_replication_slot(%s)", (room.slot,))
-        assert "is missing: changes since it was dropped" in _refusal(room)
-        refused = room.provision()
-        assert refused.returncode == 1
-        assert "captured by nobody" in refused.stderr
-        accepted = room.provision("--accept-gap")
-        assert accepted.returncode == 0, accepted.stderr
-    room.engine.start()
-    assert room.engine.stop() == 0
-
-
-def _refusal(room: CaptureRoom) -> str:
-    room.engine.start(ready=False)
-    assert room.engine.wait_for_exit() == 1
-    return room.engine.reasons()[-1]
-
-
-def test_provisioning_twice_changes_nothing_and_drift_is_named(room: CaptureRoom) -> None:
-    again = room.provision()
-    assert again.returncode == 0
-    assert json.loads(again.stderr.splitlines()[-1])["made"] == []
-    room.env["GIOVANG_INGEST_STREAM_MAX_BYTES"] = str(256 * 1024**2)
-    drifted = room.provision()
-    assert drifted.returncode == 1
-    reason = json.loads(drifted.stderr.splitlines()[-1])["reason"]
-    assert f"max_bytes is {512 * 1024**2}, stated is {256 * 1024**2}" in reason
-    room.env["GIOVANG_INGEST_STREAM_MAX_BYTES"] = str(512 * 1024**2)
-
-    room.engine.start()
-    room.drain()
-    assert room.engine.stop() == 0
-    room.ledger.delete()
-    assert "the stream is missing" in _refusal(room)
-    gone = room.provision()
-    assert gone.returncode == 1
-    assert "were published to it" in json.loads(gone.stderr.splitlines()[-1])["reason"]
-    assert room.provision("--accept-gap").returncode == 0

@@ -36,6 +36,10 @@ class Stream:
         self.stored: list[Message] = []
         self.lives = 0
 
+    @property
+    def sequence(self) -> int:
+        return len(self.stored)
+
     async def publish(self, messages: Sequence[Message]) -> None:
         if self.lives == 0:
             raise PublishFailed("killed")
@@ -70,12 +74,12 @@ def run(
 ) -> int:
     """Pump batches until the stream takes no more; return the position that is then done."""
     sender: Any = stream
-    pump = Pump(resume, EnvelopeWriter(UNCHANGED, lambda: NOW_US), sender, loop)
+    pump = Pump(resume, EnvelopeWriter(UNCHANGED, lambda: NOW_US), sender, loop, lambda: None)
     done = resume.position
     try:
         for batch in batches:
             whole = pump.handle(handed_over(batch))
-            done = done if whole is None else whole
+            done = done if whole is None else whole.position
     except PublishFailed:
         pass
     return done

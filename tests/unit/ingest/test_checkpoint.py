@@ -28,6 +28,11 @@ def test_resumes_after_offset_and_sequence() -> None:
     assert resume_from("s", LOG, STREAM) == Resume(100, 12, EventId(200, 3))
 
 
+def test_a_stream_that_went_on_after_the_offset_was_stored_is_well() -> None:
+    assert resume_from("s", replace(LOG, offset_sequence=12), STREAM).sequence == 12
+    assert resume_from("s", replace(LOG, offset_sequence=5), STREAM).sequence == 12
+
+
 def test_starts_where_provisioning_said() -> None:
     assert resume_from("s", FRESH_LOG, FRESH_STREAM) == Resume(50, 0, None)
 
@@ -43,6 +48,7 @@ def test_starts_where_provisioning_said() -> None:
         (replace(LOG, slot=replace(SLOT, confirmed=101)), STREAM, "ahead of the stored"),
         (LOG, replace(STREAM, system="8"), "two systems"),
         (LOG, replace(STREAM, system=None), "two systems"),
+        (replace(LOG, offset_sequence=13), STREAM, "ends at sequence 12, but JetStream ackn"),
         (LOG, replace(STREAM, messages=0, last_id=None), "emptied after sequence 12"),
         (LOG, FRESH_STREAM, "events were published"),
         (replace(LOG, position=199), STREAM, "went back in time"),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ingest.checkpoint import Done
 from ingest.errors import PublishFailed
 from ingest.handover import Handover
 
@@ -22,7 +23,7 @@ class Sink:
         self.go = threading.Event()
         self.go.set()
 
-    def handle(self, batch: bytes) -> int | None:
+    def handle(self, batch: bytes) -> Done | None:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         assert self.go.wait(DEADLINE_S)
@@ -31,7 +32,7 @@ class Sink:
         if number == self.fails_at:
             raise PublishFailed("no acknowledgement")
         self.taken.append(number)
-        return number or None
+        return Done(number, 0) if number else None
 
 
 def _unexpected(error: BaseException) -> None:
@@ -47,7 +48,7 @@ def sink() -> Iterator[Sink]:
 
 def test_a_batch_that_nothing_follows_is_waited_for(sink: Sink) -> None:
     handover = Handover(sink, _unexpected)
-    assert handover.give(b"1", more=False) == 1
+    assert handover.give(b"1", more=False) == Done(1, 0)
     assert handover.give(b"0", more=False) is None
     assert sink.taken == [1, 0]
 
@@ -58,14 +59,14 @@ def test_a_full_batch_is_told_of_with_the_next(sink: Sink) -> None:
     assert handover.give(b"1", more=True) is None
     assert sink.taken == []
     sink.go.set()
-    assert handover.give(b"2", more=True) == 1
+    assert handover.give(b"2", more=True) == Done(1, 0)
     # Where the last batch ends no database transaction, the one before it still did.
-    assert handover.give(b"0", more=False) == 2
+    assert handover.give(b"0", more=False) == Done(2, 0)
     assert sink.taken == [1, 2, 0]
     assert sink.most_at_once == 1
 
 
-def test_an_error_is_heard_at_once_and_raised_by_the_next_call(sink: Sink) -> None:
+def test_an_error_is_heard_at_once_and_raised_by_every_later_call(sink: Sink) -> None:
     heard: list[BaseException] = []
     known = threading.Event()
 
@@ -77,7 +78,8 @@ def test_an_error_is_heard_at_once_and_raised_by_the_next_call(sink: Sink) -> No
     sink.fails_at = 1
     assert handover.give(b"1", more=True) is None
     assert known.wait(DEADLINE_S)
-    with pytest.raises(PublishFailed):
-        handover.give(b"2", more=True)
+    for _ in range(2):
+        with pytest.raises(PublishFailed):
+            handover.give(b"2", more=True)
     assert sink.taken == []
     assert len(heard) == 1

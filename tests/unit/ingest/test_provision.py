@@ -7,6 +7,7 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from ingest import debezium
 from ingest.checkpoint import (
+    Done,
     LogState,
     SlotState,
     StreamState,
@@ -70,7 +71,7 @@ NOTHING = replace(LOG, slot=None, offset=None, origin=None)
         (LOG, STREAM, (False, False, False), []),
         (replace(LOG, offset=100), None, (True, False, False), []),
         (replace(LOG, offset=None, origin=None), None, (True, False, True), []),
-        (LOG, None, (True, False, False), ["were published to it"]),
+        (LOG, None, (True, False, True), ["were published to it"]),
         (replace(LOG, slot=None), STREAM, (False, True, True), ["captured by nobody"]),
         (
             replace(LOG, slot=replace(SLOT, wal_status=WalStatus.LOST)),
@@ -82,6 +83,8 @@ NOTHING = replace(LOG, slot=None, offset=None, origin=None)
         (replace(LOG, offset=None), STREAM, (False, False, True), ["published again"]),
         (replace(NOTHING), STREAM, (False, True, True), ["captured by nobody"]),
         (replace(LOG, offset=99), STREAM, (False, False, True), ["ahead of the stored offset"]),
+        (replace(LOG, offset_sequence=12), STREAM, (False, False, False), []),
+        (replace(LOG, offset_sequence=13), STREAM, (False, False, True), ["acknowledged 13"]),
     ],
 )
 def test_what_held_events_is_not_made_anew_in_silence(
@@ -104,6 +107,7 @@ def test_what_held_events_is_not_made_anew_in_silence(
         (LOG, None, None),
         (replace(LOG, slot=None), None, None),
         (replace(LOG, offset=None, slot=replace(SLOT, confirmed=201)), STREAM, 200),
+        (replace(LOG, offset_sequence=13, slot=replace(SLOT, confirmed=201)), STREAM, 200),
     ],
 )
 def test_what_the_stream_will_lack_is_a_gap(
@@ -123,14 +127,19 @@ def test_what_the_stream_will_have_is_no_gap(log: LogState, stream: StreamState 
 
 def test_the_first_offset_is_under_the_engines_key_and_skips_the_search() -> None:
     assert offset_key(SETTINGS) == '["giovang_capture",{"server":"giovang"}]'
-    assert offset_value(5) == {"lsn": 5, "lsn_commit": 5, "messageType": "COMMIT"}
-    properties = debezium.engine_properties(SETTINGS, "?")
+    assert offset_value(Done(5, 7)) == {
+        "lsn": 5,
+        "lsn_commit": 5,
+        "messageType": "COMMIT",
+        "giovang_sequence": 7,
+    }
+    properties = debezium.engine_properties(SETTINGS, "?", Done(5, 7))
     assert properties["name"] == "giovang_capture"
     assert properties["topic.prefix"] == "giovang"
 
 
 def test_the_engine_gets_the_database_and_never_retries_by_itself() -> None:
-    properties = debezium.engine_properties(SETTINGS, "?")
+    properties = debezium.engine_properties(SETTINGS, "?", Done(5, 7))
     assert properties["database.hostname"] == "db.local"
     assert properties["database.port"] == "6432"
     assert properties["database.password"] == "p@ss"

@@ -1,15 +1,15 @@
 """The pump: what is told of a database transaction's end, and when."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from ingest.checkpoint import Resume
+from ingest.checkpoint import Done, Resume
 from ingest.contract import ChangeEvent
 from ingest.envelope import EnvelopeWriter, Message
-from ingest.errors import CaptureDisordered, EnvelopeInvalid, PublishFailed
+from ingest.errors import CaptureDisordered, EnvelopeInvalid, PublishFailed, ResumeRefused
 from ingest.pump import Pump
 from tests.fixtures.records import (
     NOW_US,
@@ -28,6 +28,10 @@ class Stream:
         self.batches: list[list[Message]] = []
         self.dies_after: int | None = None
 
+    @property
+    def sequence(self) -> int:
+        return sum(map(len, self.batches))
+
     async def publish(self, messages: Sequence[Message]) -> None:
         if self.dies_after == len(self.batches):
             raise PublishFailed("no acknowledgement")
@@ -43,9 +47,18 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
         yield running
 
 
-def pump_to(stream: Stream, loop: asyncio.AbstractEventLoop, resume: Resume) -> Pump:
+def well() -> None:
+    """Say that the engine began where it should."""
+
+
+def pump_to(
+    stream: Stream,
+    loop: asyncio.AbstractEventLoop,
+    resume: Resume,
+    begins: Callable[[], None] = well,
+) -> Pump:
     sender: Any = stream
-    return Pump(resume, EnvelopeWriter(UNCHANGED, lambda: NOW_US), sender, loop)
+    return Pump(resume, EnvelopeWriter(UNCHANGED, lambda: NOW_US), sender, loop, begins)
 
 
 def changes(count: int) -> list[dict[str, Any]]:
@@ -61,7 +74,7 @@ def test_the_last_change_of_each_database_transaction_ends_it(
         *database_transaction(300, []),
         *database_transaction(400, changes(1)),
     ]
-    assert pump_to(stream, loop, Resume(100, 0, None)).handle(handed_over(values)) == 400
+    assert pump_to(stream, loop, Resume(100, 0, None)).handle(handed_over(values)) == Done(400, 3)
     told = [(event.position, event.ordinal, event.ends) for event in stream.events()]
     assert told == [(100, 1, False), (100, 2, True), (300, 1, True)]
 
@@ -75,7 +88,7 @@ def test_nothing_is_told_before_it_is_known_whether_it_ends(
     assert pump.handle(handed_over([first, *rest])) is None
     assert [event.ordinal for event in stream.events()] == [1, 2]
     # The end alone makes the batch whole: what was held is stored before its place is given.
-    assert pump.handle(handed_over([None, end])) == 200
+    assert pump.handle(handed_over([None, end])) == Done(200, 3)
     assert [(event.ordinal, event.ends) for event in stream.events()] == [
         (1, False),
         (2, False),
@@ -91,7 +104,7 @@ def test_what_was_held_back_comes_again_after_a_restart(loop: asyncio.AbstractEv
     pump_to(stream, loop, Resume(100, 0, None)).handle(handed_over(values[:-1]))
     published = stream.events()[-1].event_id
     again = pump_to(stream, loop, Resume(100, 2, published))
-    assert again.handle(handed_over(values)) == 200
+    assert again.handle(handed_over(values)) == Done(200, 3)
     assert [(event.ordinal, event.ends) for event in stream.events()] == [
         (1, False),
         (2, False),
@@ -131,3 +144,27 @@ def test_an_end_without_its_changes_is_disorder(loop: asyncio.AbstractEventLoop)
         pump_to(Stream(), loop, Resume(100, 0, None)).handle(
             handed_over([values[0], values[1], values[3]])
         )
+
+
+def test_nothing_is_published_from_a_slot_that_moved(loop: asyncio.AbstractEventLoop) -> None:
+    looks: list[str] = []
+
+    def moved() -> None:
+        looks.append("look")
+        raise ResumeRefused("the slot is ahead")
+
+    stream = Stream()
+    pump = pump_to(stream, loop, Resume(100, 0, None), moved)
+    for _ in range(2):
+        with pytest.raises(ResumeRefused, match="ahead"):
+            pump.handle(handed_over(database_transaction(200, changes(1))))
+    assert looks == ["look", "look"], "a refusal is not forgotten"
+    assert stream.events() == []
+
+
+def test_the_slot_is_looked_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    looks: list[str] = []
+    pump = pump_to(Stream(), loop, Resume(100, 0, None), lambda: looks.append("look"))
+    for end in (200, 300):
+        pump.handle(handed_over(database_transaction(end, changes(1))))
+    assert looks == ["look"]

@@ -21,7 +21,6 @@ SCHEMA_VERSION: Final = 2
 """Version of the envelopes that are written; version 1 is read as well, since streams keep them."""
 STREAM: Final = "LEDGER"
 SUBJECT_ROOT: Final = "ledger"
-SUBJECTS: Final = f"{SUBJECT_ROOT}.>"
 
 HEADER_EVENT_ID: Final = "Giovang-Event-Id"
 HEADER_SCHEMA: Final = "Giovang-Schema"
@@ -86,6 +85,8 @@ _INSERTED: Final[Mapping[Table, str]] = {
     Table.LEDGER_POSTINGS: "recorded",
 }
 HEARTBEAT_SUBJECT: Final = f"{SUBJECT_ROOT}.capture.heartbeat"
+SUBJECTS: Final = tuple(f"{SUBJECT_ROOT}.{noun}.>" for noun in (*_NOUNS.values(), "capture"))
+"""What the stream takes. Not all of `ledger.>`: others tell of the ledger too, on their streams."""
 
 
 class EventId(NamedTuple):

@@ -45,7 +45,7 @@ def statements(settings: IngestSettings, log_state: LogState, origin: int) -> tu
     first = StreamConfig(
         name=settings.stream,
         description="Every committed change of the ledger, once, in commit order",
-        subjects=[contract.SUBJECTS],
+        subjects=[f"{contract.SUBJECT_ROOT}.>"],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
@@ -65,11 +65,17 @@ def statements(settings: IngestSettings, log_state: LogState, origin: int) -> tu
             METADATA_ORIGIN: str(origin),
         },
     )
-    second = _with_metadata(first, {METADATA_STATED: "2", METADATA_ENVELOPE: "2"})
+    second = _with_metadata(
+        replace(first, subjects=list(contract.SUBJECTS)),
+        {METADATA_STATED: "2", METADATA_ENVELOPE: "2"},
+    )
     return (
         Statement(1, "the stream of release 0.1", first),
         Statement(
-            2, "says which version states it, and the newest envelope that it may hold", second
+            2,
+            "says which version states it, and the newest envelope that it may hold; takes only "
+            "subjects of published tables",
+            second,
         ),
     )
 

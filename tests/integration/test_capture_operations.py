@@ -14,7 +14,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import pytest
 from nats.js.api import StreamConfig
 from psycopg import sql
 
+from ingest.contract import SUBJECTS
 from ingest.health import examine
 from ingest.report import LOOK_S
 from ingest.settings import IngestSettings
@@ -124,49 +124,6 @@ def test_a_frozen_leader_is_unseated_and_ends_when_it_wakes(
     assert status(room)[1]["problems"] == [NOBODY]
 
 
-def test_the_further_of_two_offsets_stays(room: CaptureRoom) -> None:
-    """What a process that was frozen does when it wakes, as Debezium's store does it."""
-    offset = room.stored_offset()
-    table = sql.Identifier("capture", f"{room.slot}_offset")
-    url = room.database.url("giovang_capture")
-    with psycopg.connect(url) as first, psycopg.connect(url) as late:
-        row = first.execute(sql.SQL("SELECT * FROM {}").format(table)).fetchone()
-        assert row is not None
-        first.commit()
-
-        def store(writer: psycopg.Connection[tuple[Any, ...]], position: int) -> None:
-            value = row[2].replace(str(offset), str(position))
-            writer.execute(sql.SQL("DELETE FROM {}").format(table))
-            writer.execute(
-                sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(table),
-                (row[0], row[1], value, row[3], row[4]),
-            )
-
-        def store_late(position: int) -> None:
-            store(late, position)
-            late.commit()
-
-        for position in (offset + 8, offset + 32):
-            store(first, offset + 16)
-            with ThreadPoolExecutor(1) as beside:
-                waiting = beside.submit(store_late, position)
-                poll(lambda: _waits(room, late), what="the late writer", timeout_s=20)
-                first.commit()
-                waiting.result(20)
-            assert room.stored_offset() == max(offset + 16, position), "and it is the only row"
-        store_late(offset + 24)
-    assert room.stored_offset() == offset + 32
-
-
-def _waits(room: CaptureRoom, writer: psycopg.Connection[tuple[Any, ...]]) -> bool:
-    with psycopg.connect(room.url, autocommit=True) as database:
-        found = database.execute(
-            "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s",
-            (writer.info.backend_pid,),
-        ).fetchone()
-    return found is not None and found[0] is True
-
-
 def test_a_filling_stream_is_told_and_a_full_one_loses_nothing(
     ledger_database: DatabaseServer, broker: BrokerServer, tmp_path: Path
 ) -> None:
@@ -263,7 +220,7 @@ def test_a_stream_of_the_release_before_is_brought_forward(room: CaptureRoom) ->
         for name, value in newest.items()
         if name in {"giovang.system", "giovang.slot", "giovang.origin"}
     }
-    config({"metadata": first, "max_age": 3600.0})
+    config({"metadata": first, "subjects": ["ledger.>"], "max_age": 3600.0})
     refused = room.provision()
     assert refused.returncode == 1
     assert "max_age is 3600" in refused.stderr
@@ -276,6 +233,7 @@ def test_a_stream_of_the_release_before_is_brought_forward(room: CaptureRoom) ->
     assert brought.returncode == 0, brought.stderr
     assert '"stream brought forward"' in brought.stderr
     assert config({}).metadata == newest
+    assert config({}).subjects == list(SUBJECTS)
 
 
 def test_status_names_what_does_not_answer(room: CaptureRoom) -> None:

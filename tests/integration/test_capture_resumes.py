@@ -7,6 +7,7 @@ of its own saw committed.
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,49 @@ def test_a_slot_that_moves_while_capture_starts_loses_nothing(room: CaptureRoom)
     assert "ahead of the stored offset" in room.engine.reasons()[-1]
     room.engine.start()
     assert_same(room.drain(), room.auditor)
+
+
+def test_the_further_of_two_offsets_stays(room: CaptureRoom) -> None:
+    """What a process that was frozen does when it wakes, as Debezium's store does it."""
+    offset = room.stored_offset()
+    table = sql.Identifier("capture", f"{room.slot}_offset")
+    url = room.database.url("giovang_capture")
+    with psycopg.connect(url) as first, psycopg.connect(url) as late:
+        row = first.execute(sql.SQL("SELECT * FROM {}").format(table)).fetchone()
+        assert row is not None
+        first.commit()
+
+        def store(writer: psycopg.Connection[tuple[Any, ...]], position: int) -> None:
+            value = row[2].replace(str(offset), str(position))
+            writer.execute(sql.SQL("DELETE FROM {}").format(table))
+            writer.execute(
+                sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(table),
+                (row[0], row[1], value, row[3], row[4]),
+            )
+
+        def store_late(position: int) -> None:
+            store(late, position)
+            late.commit()
+
+        for position in (offset + 8, offset + 32):
+            store(first, offset + 16)
+            with ThreadPoolExecutor(1) as beside:
+                waiting = beside.submit(store_late, position)
+                poll(lambda: _waits(room, late), what="the late writer", timeout_s=20)
+                first.commit()
+                waiting.result(20)
+            assert room.stored_offset() == max(offset + 16, position), "and it is the only row"
+        store_late(offset + 24)
+    assert room.stored_offset() == offset + 32
+
+
+def _waits(room: CaptureRoom, writer: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    with psycopg.connect(room.url, autocommit=True) as database:
+        found = database.execute(
+            "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s",
+            (writer.info.backend_pid,),
+        ).fetchone()
+    return found is not None and found[0] is True
 
 
 def _killed_before_its_offset(room: CaptureRoom) -> int:

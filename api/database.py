@@ -2,9 +2,9 @@
 
 A unit of work is one database transaction that knows its merchant. It commits when its block ends,
 or leaves nothing behind. It runs in pipeline mode: statements travel to the server as they are
-issued and the client waits only where it reads, so a payment's last writes and its COMMIT are one
-round trip. The price: the error of a statement whose result nobody reads appears at the next read,
-or at the end of the block.
+issued and the client waits only where it reads, so the last writes and COMMIT are one round trip.
+The price: the error of a statement whose result nobody reads appears at the next read, or at the
+end of the block. Who has all values beforehand sends the whole unit as one statement (`at_once`).
 
 SQL is written by hand in each slice's store and sent by psycopg: through SQLAlchemy the same
 statements took several times the processor time. SQLAlchemy serves Alembic.
@@ -60,7 +60,7 @@ _BEGIN_FOR_KEY = """
                  set_config('giovang.request_id', %(request_id)s, true),
                  prove_key(%(actor)s, %(merchant_id)s)) AS identity
 """
-_BEGIN_CLAIMING = """
+BEGIN_CLAIMING: LiteralString = """
     SELECT * FROM begin_claiming(
         %(merchant_id)s, %(actor)s, %(request_id)s, %(key)s, %(namespace)s)
 """
@@ -101,14 +101,6 @@ def encode_id(prefix: str, unix_ms: int, noise: int) -> str:
     return f"{prefix}_" + "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
 
 
-def sqlalchemy_url(url: str) -> str:
-    """Return a libpq URL in the form that SQLAlchemy, and so Alembic, takes for psycopg 3."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in {"postgresql", "postgres"}:
-        raise ValueError("a database URL starts with postgresql://")
-    return f"postgresql+psycopg://{rest}"
-
-
 @dataclass(frozen=True, slots=True)
 class Identity:
     """On whose behalf a unit of work runs: the tenant that policies see, and the audit's who."""
@@ -116,6 +108,13 @@ class Identity:
     actor: str
     merchant_id: str | None = None
     request_id: str | None = None
+
+    @property
+    def tenant(self) -> str:
+        """The merchant; where there is none, nobody may ask."""
+        if self.merchant_id is None:
+            raise RuntimeError("this unit of work has no merchant")
+        return self.merchant_id
 
 
 class Claiming(NamedTuple):
@@ -150,9 +149,7 @@ class Unit:
     @property
     def merchant_id(self) -> str:
         """The tenant in force; a unit of work without one may not ask."""
-        if self.identity.merchant_id is None:
-            raise RuntimeError("this unit of work has no merchant")
-        return self.identity.merchant_id
+        return self.identity.tenant
 
     async def run(self, query: LiteralString, parameters: Parameters) -> None:
         """Queue a write; its error appears at the next read, or when the block ends."""
@@ -166,10 +163,7 @@ class Unit:
 
     async def one(self, row_type: type[T], query: LiteralString, parameters: Parameters) -> T:
         """Return the row as a `row_type`; a query that gives none is a defect."""
-        row = await self.maybe(row_type, query, parameters)
-        if row is None:
-            raise RuntimeError("a row was certain and is missing")
-        return row
+        return _certain(await self.maybe(row_type, query, parameters))
 
     async def maybe(
         self, row_type: type[T], query: LiteralString, parameters: Parameters
@@ -192,10 +186,7 @@ class Unit:
     async def begun(self) -> Begun:
         """Return how this unit of work began."""
         if self._begun is None:
-            row = await self._cursor.fetchone()
-            if row is None:
-                raise RuntimeError("a row was certain and is missing")
-            self._begun = Begun(*row)
+            self._begun = Begun(*_certain(await self._cursor.fetchone()))
         return self._begun
 
     def expect_refusal(self, constraint: str, error: GiovangError) -> None:
@@ -205,11 +196,9 @@ class Unit:
         """
         self._refusals[constraint] = error
 
-    def meaning_of(self, refusal: psycopg.errors.IntegrityError) -> GiovangError | None:
-        """Return the error that a refusal means: of the key itself, or of a queued write."""
-        if refusal.diag.constraint_name == "api_keys_live":
-            return NotAuthenticated("this API key is unknown or revoked")
-        return self._refusals.get(refusal.diag.constraint_name or "")
+    def meaning_of(self, refusal: psycopg.errors.IntegrityError) -> Exception:
+        """Return what a refusal means: of the key itself, of a queued write, or as it is."""
+        return self._refusals.get(refusal.diag.constraint_name or "") or _meaning_of(refusal)
 
 
 class Database:
@@ -263,13 +252,26 @@ class Database:
                         await connection.execute("COMMIT")
                 except psycopg.errors.IntegrityError as refusal:
                     await _roll_back(connection)
-                    meant = None if unit is None else unit.meaning_of(refusal)
-                    if meant is not None:
-                        raise meant from refusal
-                    raise
+                    raise (refusal if unit is None else unit.meaning_of(refusal)) from None
                 except BaseException:
                     await _roll_back(connection)
                     raise
+
+    async def at_once(
+        self, identity: Identity, claiming: Claiming, query: LiteralString, parameters: Parameters
+    ) -> Begun:
+        """Run one statement that is a whole unit of work, and return its row as a Begun.
+
+        It begins by BEGIN_CLAIMING, whose parameters are added; what holds of a unit holds of it.
+        """
+        everything = {**_who(identity), **claiming._asdict(), **parameters}
+        with _unavailable():
+            async with self._pool.connection() as connection:
+                try:
+                    row = await (await connection.execute(query, everything)).fetchone()
+                except psycopg.errors.IntegrityError as refusal:
+                    raise _meaning_of(refusal) from None
+        return Begun(*_certain(row))
 
     async def look_up(
         self, row_type: type[T], query: LiteralString, parameters: Parameters
@@ -285,7 +287,10 @@ class Database:
 
     async def answers(self) -> bool:
         """Say that PostgreSQL answers; raises DatabaseUnavailable where it does not."""
-        return await self.look_up(_One, "SELECT 1 AS one", {}) is not None
+        with _unavailable():
+            async with self._pool.connection() as connection:
+                await connection.execute("SELECT 1")
+        return True
 
 
 class Leadership:
@@ -314,8 +319,7 @@ class Leadership:
             cursor = await self._connection.execute(
                 "SELECT pg_try_advisory_lock(%s)", (self._seat,)
             )
-            row = await cursor.fetchone()
-            return bool(row and row[0])
+            return bool(_certain(await cursor.fetchone())[0])
 
     async def held(self) -> bool:
         """Say whether the session that took the seat still lives."""
@@ -335,11 +339,6 @@ class Leadership:
             self._connection = None
 
 
-@dataclass(frozen=True, slots=True)
-class _One:
-    one: int
-
-
 @contextmanager
 def refused_by(constraint: str, error: GiovangError) -> Iterator[None]:
     """Raise `error` where PostgreSQL refuses a statement by the constraint of that name.
@@ -354,6 +353,19 @@ def refused_by(constraint: str, error: GiovangError) -> Iterator[None]:
         raise
 
 
+def _meaning_of(refusal: psycopg.errors.IntegrityError) -> Exception:
+    """Return NotAuthenticated where the key that acts was revoked meanwhile, else the refusal."""
+    if refusal.diag.constraint_name == "api_keys_live":
+        return NotAuthenticated("this API key is unknown or revoked")
+    return refusal
+
+
+def _certain(row: T | None) -> T:
+    if row is None:
+        raise RuntimeError("a row was certain and is missing")
+    return row
+
+
 @contextmanager
 def _unavailable() -> Iterator[None]:
     try:
@@ -366,15 +378,16 @@ async def _begin(
     connection: AsyncConnection[Any], identity: Identity, claiming: Claiming | None
 ) -> AsyncCursor[Any]:
     """Queue the statement that says whose the unit of work is; its row becomes a Begun."""
-    parameters = {
-        "merchant_id": identity.merchant_id or "",
-        "actor": identity.actor,
-        "request_id": identity.request_id or "",
-    }
+    parameters = _who(identity)
     if claiming is None:
         begin = _BEGIN_FOR_KEY if identity.actor.startswith("key_") else _BEGIN_FOR
         return await connection.execute(begin, parameters)
-    return await connection.execute(_BEGIN_CLAIMING, {**parameters, **claiming._asdict()})
+    return await connection.execute(BEGIN_CLAIMING, {**parameters, **claiming._asdict()})
+
+
+def _who(identity: Identity) -> dict[str, str]:
+    merchant_id, request_id = identity.merchant_id or "", identity.request_id or ""
+    return {"merchant_id": merchant_id, "actor": identity.actor, "request_id": request_id}
 
 
 async def _roll_back(connection: AsyncConnection[Any]) -> None:

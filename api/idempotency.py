@@ -3,6 +3,7 @@
 `claim` holds the key for the length of the unit of work and gives back the saved answer, if there
 is one; `keep` saves the answer. Both are in the unit of work of the business write, so after any
 crash either all of it exists or none. What is refused is not saved: the same key may try again.
+Where the write is one INSERT, `whole` and `answer_at_once` make the three of them one statement.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any, Final, LiteralString
 
 import orjson
 
-from api.database import Claiming, Unit
+from api.database import BEGIN_CLAIMING, Begun, Claiming, Database, Identity, Unit
 from api.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 
 _KEEP_ANSWER: Final[LiteralString] = """
@@ -19,6 +20,13 @@ _KEEP_ANSWER: Final[LiteralString] = """
         (merchant_id, key, request_hash, response_status, response_body)
     VALUES (%(merchant_id)s, %(namespace)s || ':' || %(key)s, %(request_hash)s, %(status)s,
             %(body)s)
+"""
+_KEEP_WRITTEN: Final[LiteralString] = """
+    INSERT INTO idempotency_keys
+        (merchant_id, key, request_hash, response_status, response_body)
+    SELECT %(merchant_id)s, %(namespace)s || ':' || %(key)s, %(request_hash)s, %(answer_status)s,
+           body
+    FROM written
 """
 
 
@@ -42,10 +50,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the first request under a key was answered."""
+    """What a request under a key is answered: what the first one was, unless this is the first."""
 
     status: int
     body: str
+    replayed: bool = True
 
 
 def request_digest(operation: str, content: dict[str, Any]) -> bytes:
@@ -57,6 +66,45 @@ def request_digest(operation: str, content: dict[str, Any]) -> bytes:
     return hashlib.sha256(canonical).digest()
 
 
+def whole(write: LiteralString) -> LiteralString:
+    """Return one statement that claims a key, writes where it has no answer, and keeps the answer.
+
+    `write` is INSERT … SELECT … FROM begun WHERE is_new RETURNING …, the answer's text, AS body.
+    """
+    return (
+        "WITH begun AS (SELECT *, held AND status IS NULL AS is_new FROM ("  # noqa: S608 - constants
+        + BEGIN_CLAIMING
+        + ") AS claimed), written AS ("
+        + write
+        + "), kept AS ("
+        + _KEEP_WRITTEN
+        + """)
+    SELECT began_at, held, request_hash, status, coalesce(written.body, begun.body)
+    FROM begun LEFT JOIN written ON true
+    """
+    )
+
+
+async def answer_at_once(
+    database: Database,
+    identity: Identity,
+    request: Request,
+    statement: LiteralString,
+    parameters: dict[str, Any],
+    *,
+    status: int,
+) -> Answer:
+    """Run a statement of `whole` and return the answer of its key; raises what `claim` does."""
+    everything = {**parameters, "request_hash": request.digest, "answer_status": status}
+    found = await database.at_once(identity, request.claiming, statement, everything)
+    kept = _kept(request, found)
+    if kept is not None:
+        return kept
+    if found.body is None:
+        raise RuntimeError("a new answer was certain and is missing")
+    return Answer(status, found.body, replayed=False)
+
+
 async def claim(unit: Unit, request: Request) -> Answer | None:
     """Return the answer that the key has already, if any; the unit of work holds it to its end.
 
@@ -64,14 +112,7 @@ async def claim(unit: Unit, request: Request) -> Answer | None:
     another request holds the key now, IdempotencyKeyReused where it was answered for another
     content.
     """
-    found = await unit.begun()
-    if not found.held:
-        raise IdempotencyKeyInProgress("wait for the first request, or send it again in a second")
-    if found.request_hash is None or found.status is None or found.body is None:
-        return None
-    if found.request_hash != request.digest:
-        raise IdempotencyKeyReused("use a new key for a new request")
-    return Answer(found.status, found.body)
+    return _kept(request, await unit.begun())
 
 
 async def keep(unit: Unit, request: Request, *, status: int, body: str) -> None:
@@ -87,3 +128,14 @@ async def keep(unit: Unit, request: Request, *, status: int, body: str) -> None:
             "body": body,
         },
     )
+
+
+def _kept(request: Request, found: Begun) -> Answer | None:
+    """Return the answer that a claimed key has already; see `claim`."""
+    if not found.held:
+        raise IdempotencyKeyInProgress("wait for the first request, or send it again in a second")
+    if found.request_hash is None or found.status is None or found.body is None:
+        return None
+    if found.request_hash != request.digest:
+        raise IdempotencyKeyReused("use a new key for a new request")
+    return Answer(found.status, found.body)

@@ -26,7 +26,7 @@ from api.errors import (
     UnsupportedMedia,
 )
 from api.people.auth import ADMIN_KEY_SCHEME, KEY_SCHEME, LIVE_TOKEN_SCHEME, SESSION_SCHEME
-from api.web import problems
+from api.web import idempotency_key, problems
 
 _API: Final = "/api/v1"
 _METHODS: Final = ("get", "put", "post", "delete", "patch")
@@ -63,11 +63,14 @@ _MODE_PARAMETER: Final[dict[str, Any]] = {
     "description": "Which mode a person's session speaks of. An API key has its own.",
     "schema": {"type": "string", "enum": ["test", "live"], "default": "live"},
 }
-_KEY_SCHEMA: Final[dict[str, Any]] = {
-    "type": "string",
-    "pattern": "^[!-~]+$",
-    "minLength": 1,
-    "maxLength": 255,
+_KEY_PARAMETER: Final[dict[str, Any]] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "description": "Your own name for this request, 1 to 255 visible ASCII characters. Sent again, "
+    "the request has no second effect and gets the first answer.",
+    "schema": {"type": "string", "pattern": "^[!-~]+$", "minLength": 1, "maxLength": 255},
+    "example": "order-1042-attempt-1",
 }
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "X-Request-Id": {
@@ -116,8 +119,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schema.pop("$defs", None)
             schemas[model.__name__] = schema
-        guards = {
-            (context.path, method.lower()): list(_guards(context.original_route.dependant))
+        calls = {
+            (context.path, method.lower()): list(_calls(context.original_route.dependant))
             for context in iter_route_contexts(app.routes)
             if isinstance(context.original_route, APIRoute)
             for method in context.original_route.methods or ()
@@ -127,7 +130,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         for path, item in described["paths"].items():
             for method in _METHODS:
                 if path.startswith(_API) and method in item:
-                    _complete(item[method], guards.get((path, method), []))
+                    _complete(item[method], calls.get((path, method), []))
         app.openapi_schema = described
     return app.openapi_schema
 
@@ -146,16 +149,16 @@ def _close_names(schema: Any) -> None:  # noqa: ANN401 - any JSON
             _close_names(part)
 
 
-def _guards(dependant: Dependant) -> Iterator[Any]:
-    """Return the dependencies, at any depth, that say who may call."""
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    """Return the dependencies of a route, at any depth."""
     for dependency in dependant.dependencies:
-        if hasattr(dependency.call, "security"):
-            yield dependency.call
-        yield from _guards(dependency)
+        yield dependency.call
+        yield from _calls(dependency)
 
 
-def _complete(operation: dict[str, Any], guards: list[Any]) -> None:
-    """Add to an operation what the gate and its guards do to every request."""
+def _complete(operation: dict[str, Any], calls: list[Any]) -> None:
+    """Add to an operation what the gate and its dependencies do to every request."""
+    guards = [call for call in calls if hasattr(call, "security")]
     errors: list[type[GiovangError]] = [TooManyRequests, GiovangError, DatabaseUnavailable]
     if guards:
         schemes = {scheme: None for guard in guards for scheme in guard.security}
@@ -171,10 +174,8 @@ def _complete(operation: dict[str, Any], guards: list[Any]) -> None:
     else:
         # Signing in says whether the person is who they say.
         errors.append(NotAuthenticated)
-    for parameter in operation.get("parameters", ()):
-        if parameter["name"].lower() == "idempotency-key":
-            # Missing it is answered by an error of its own, so FastAPI believes it optional.
-            parameter |= {"required": True, "schema": _KEY_SCHEMA}
+    if idempotency_key in calls:
+        operation.setdefault("parameters", []).append(_KEY_PARAMETER)
     if "requestBody" in operation:
         errors += [MalformedRequest, BodyTooLarge, UnsupportedMedia, InvalidRequest]
     _describe(operation, errors)
@@ -196,10 +197,7 @@ def _describe(operation: dict[str, Any], errors: list[type[GiovangError]]) -> No
         for media_type, content in answer["content"].items():
             examples = known["content"][media_type]["examples"]
             known["content"][media_type]["examples"] = {**content["examples"], **examples}
-    takes_key = any(
-        parameter["name"].lower() == "idempotency-key"
-        for parameter in operation.get("parameters", [])
-    )
+    takes_key = _KEY_PARAMETER in operation.get("parameters", ())
     for status, answer in responses.items():
         names = ["X-Request-Id", "RateLimit-Policy", "RateLimit"]
         if takes_key and int(status) < 400:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Seque
 from typing import Annotated, Any, cast
 
 import psycopg
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -142,7 +142,7 @@ def operator_of(request: Request) -> Database:
 
 async def only_known_queries(request: Request) -> None:
     """Refuse what the address does not know: a filter misspelt must not widen what is counted."""
-    if not request.url.query:
+    if not request.scope["query_string"]:
         return
     known = set(_queries(request.scope["route"].dependant))
     unknown = sorted(set(request.query_params) - known)
@@ -164,20 +164,11 @@ def _queries(dependant: Dependant) -> Iterator[str]:
         yield from _queries(dependency)
 
 
-async def idempotency_key(
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            description="Your own name for this request, 1 to 255 visible ASCII characters. Sent "
-            "again, the request has no second effect and gets the first answer.",
-            examples=["order-1042-attempt-1"],
-        ),
-    ] = None,
-) -> str:
+async def idempotency_key(request: Request) -> str:
     """Return the request's key, with or without the quotes of the IETF draft."""
-    if idempotency_key is None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
         raise IdempotencyKeyMissing("send a header Idempotency-Key that is unique to this request")
-    key = idempotency_key
     if len(key) >= 2 and key[0] == key[-1] == '"':
         key = key[1:-1]
     if not 1 <= len(key) <= 255 or not all("!" <= character <= "~" for character in key):
@@ -210,7 +201,7 @@ async def answer_once(
     async with database.unit_of_work(identity, claiming=request.claiming) as unit:
         kept = await idempotency.claim(unit, request)
         if kept is not None:
-            return json_answer(kept.body, status=kept.status, replayed=True)
+            return json_answer(kept.body, status=kept.status, replayed=kept.replayed)
         body = (await work(unit)).model_dump_json()
         await idempotency.keep(unit, request, status=status, body=body)
     return json_answer(body, status=status)

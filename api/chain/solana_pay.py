@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.token.associated import get_associated_token_address
 
@@ -19,11 +18,11 @@ _SCHEME: Final = "solana:"
 
 
 def new_reference() -> str:
-    """Return a fresh public key, base58: the mark by which a payment's transfer is recognised.
+    """Return 32 random bytes, base58: the mark by which a payment's transfer is recognised.
 
-    Nobody keeps its secret half; it only has to be unlike any other.
+    It only has to be unlike any other; by the rules it need not lie on the curve as a wallet does.
     """
-    return str(Keypair.from_seed(secrets.token_bytes(32)).pubkey())
+    return str(Pubkey(secrets.token_bytes(32)))
 
 
 def token_account(owner: str, mint: str) -> str:

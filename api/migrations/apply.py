@@ -49,6 +49,14 @@ class TablesAreBusy(Exception):  # noqa: N818 - told to a person as it stands
     """The tables could not be locked in time; nothing has changed, and it may be run again."""
 
 
+def sqlalchemy_url(url: str) -> str:
+    """Return a libpq URL in the form that SQLAlchemy, and so Alembic, takes for psycopg 3."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in {"postgresql", "postgres"}:
+        raise ValueError("a database URL starts with postgresql://")
+    return f"postgresql+psycopg://{rest}"
+
+
 def apply_sql(*names: str) -> None:
     """Execute the named files of `migrations/sql` in the order given; raises TablesAreBusy."""
     driver = cast("psycopg.Connection[tuple[str]]", op.get_bind().connection.driver_connection)

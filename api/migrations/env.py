@@ -6,7 +6,7 @@ An advisory lock keeps a second run waiting until the first has committed; it fa
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from api.database import sqlalchemy_url
+from api.migrations.apply import sqlalchemy_url
 
 # Any fixed number will do; it only has to be the same for every run.
 _ONE_MIGRATION_AT_A_TIME = 4_702_111

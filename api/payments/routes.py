@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.chain import store as chain_store
 from api.chain import watch_store
-from api.contract import VND, Asset, PaymentException, PaymentStatus
+from api.contract import PaymentException, PaymentStatus
 from api.database import Unit
 from api.errors import Conflict, NotFound, RateUnavailable
 from api.idempotency import request_digest
@@ -107,23 +107,17 @@ async def create_payment(
     request: Request, body: CreatePayment, caller: Writer, key: Key
 ) -> Response:
     """Lock a quote and get what a payer needs: a Solana Pay link and a page to show it."""
-
-    async def work(unit: Unit) -> PaymentView:
-        rates = cast("Rates", request.app.state.rates)
-        payment = await service.create(
-            unit,
-            body,
-            mode=caller.mode,
-            quote=await rates.quote(Asset(body.asset), VND),
-            chain=settings_of(request),
-        )
-        return _present(request, caller, payment)
-
-    digest = request_digest("create payment", body.model_dump())
-    identity = identity_of(request, caller)
-    return await answer_once(
-        database_of(request), identity, once(caller, key, digest), work, status=201
+    answer = await service.create_once(
+        database_of(request),
+        identity_of(request, caller),
+        once(caller, key, request_digest("create payment", body.model_dump())),
+        body,
+        mode=caller.mode,
+        rates=cast("Rates", request.app.state.rates),
+        chain=settings_of(request),
+        shown=lambda payment: _present(request, caller, payment),
     )
+    return json_answer(answer.body, status=answer.status, replayed=answer.replayed)
 
 
 @router.get(

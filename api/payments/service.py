@@ -1,18 +1,26 @@
 """Create, show, list, read and change payments, each in the caller's unit of work."""
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from api.chain.solana_pay import new_reference
 from api.contract import SOLANA, VND, Asset, PaymentStatus
-from api.database import Unit, new_id
-from api.errors import FieldError, InvalidRequest, NotFound
+from api.database import Database, Identity, Unit, new_id
+from api.errors import FieldError, InvalidRequest, NotFound, RateUnavailable
+from api.idempotency import Answer, Request, claim
 from api.paging import Paging
 from api.payments import store
 from api.payments.model import MOST_METADATA, ChangePayment, CreatePayment, Payment
 from api.payments.store import Filters
+from api.payments.views import PaymentView, json_with_marks
 from api.rates.model import Quote, token_amount_minor
+from api.rates.service import Rates
 from api.security import Mode
 from api.settings import ChainSettings
+
+# Stands where PostgreSQL's clock will say when.
+_UNDECIDED: Final = datetime.min.replace(tzinfo=UTC)
 
 
 async def create(
@@ -22,12 +30,54 @@ async def create(
 
     The row, its event and its audit row commit together with the unit of work.
     """
+    payment = _drawn_up(unit.merchant_id, body, mode, quote, chain, created_at=await unit.now())
+    await store.add(unit, payment)
+    return payment
+
+
+async def create_once(
+    database: Database,
+    identity: Identity,
+    request: Request,
+    body: CreatePayment,
+    *,
+    mode: Mode,
+    rates: Rates,
+    chain: ChainSettings,
+    shown: Callable[[Payment], PaymentView],
+) -> Answer:
+    """Create a payment as `create` does, in one statement that is the whole unit of work.
+
+    The answer is kept in it under the request's key. Returns it, or the one the key had already,
+    for which no rate is needed; raises RateUnavailable.
+    """
+    try:
+        quote = await rates.quote(Asset(body.asset), VND)
+    except RateUnavailable:
+        async with database.unit_of_work(identity, claiming=request.claiming) as unit:
+            kept = await claim(unit, request)
+        if kept is None:
+            raise
+        return kept
+    payment = _drawn_up(identity.tenant, body, mode, quote, chain, created_at=_UNDECIDED)
+    answer = json_with_marks(shown(payment))
+    return await store.add_once(database, identity, request, payment, answer)
+
+
+def _drawn_up(
+    merchant_id: str,
+    body: CreatePayment,
+    mode: Mode,
+    quote: Quote,
+    chain: ChainSettings,
+    *,
+    created_at: datetime,
+) -> Payment:
     asset = Asset(body.asset)
     amount_minor = int(body.amount)
-    created_at = await unit.now()
-    payment = Payment(
+    return Payment(
         id=new_id("pay"),
-        merchant_id=unit.merchant_id,
+        merchant_id=merchant_id,
         mode=mode,
         status=PaymentStatus.CREATED,
         exception=None,
@@ -55,8 +105,6 @@ async def create(
         completed_at=None,
         is_escrow=body.escrow,
     )
-    await store.add(unit, payment)
-    return payment
 
 
 async def get(unit: Unit, payment_id: str, *, mode: str | None = None) -> Payment:

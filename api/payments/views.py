@@ -8,6 +8,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Final, Literal
 
+import orjson
 from pydantic import BaseModel, Field
 
 from api.chain.model import Transfer
@@ -25,6 +26,9 @@ EXPANSIONS: Final[tuple[Expansion, ...]] = (
     "transfers",
     "strays",
 )
+# JSON text holds no control character as it is, so nothing else in it can be taken for these.
+CREATED_MARK: Final = orjson.Fragment('"\x01"')
+EXPIRES_MARK: Final = orjson.Fragment('"\x02"')
 
 
 class RateView(BaseModel):
@@ -272,6 +276,14 @@ def present(payment: Payment, *, merchant_name: str, public_url: str) -> Payment
         status_at=payment.status_at,
         completed_at=payment.completed_at,
     )
+
+
+def json_with_marks(view: PaymentView) -> str:
+    """Return the JSON of a payment that PostgreSQL has yet to write, with marks for its moments."""
+    content = view.model_dump()
+    content["created_at"] = content["status_at"] = CREATED_MARK
+    content["expires_at"] = content["rate"]["expires_at"] = EXPIRES_MARK
+    return orjson.dumps(content).decode()
 
 
 def present_refund(refund: Refund) -> RefundView:

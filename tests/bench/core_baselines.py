@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from api import database as product
-from api import idempotency
 from api.ledger import store as ledger
 from api.payments import store as payments
 from infra.stack.postgres import PostgresTree
@@ -118,18 +117,13 @@ def creation(merchants: Sequence[str], keys: Sequence[str], order_id: str) -> st
         "description": "NULL",
         "order_id": f"'{order_id}'",
         "metadata": "'{}'",
-        "expires_at": "now() + interval '900 seconds'",
+        "lifetime": "interval '900 seconds'",
         "is_escrow": "false",
         "request_hash": "decode(repeat('ab', 32), 'hex')",
-        "status": "201",
-        "body": f"repeat('x', {ANSWER_LETTERS})",
+        "answer_status": "201",
+        "answer": f"repeat('x', {ANSWER_LETTERS})",
     }
-    return _script(
-        len(merchants),
-        ["BEGIN", product._BEGIN_CLAIMING],
-        [payments._ADD, idempotency._KEEP_ANSWER, "COMMIT"],
-        values=values,
-    )
+    return _script(len(merchants), [payments._WRITE_ONCE], values=values)
 
 
 def posting(run: str, merchants: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def test_a_create_killed_at_any_step_has_one_effect(
     proxy.arm(None)
     assert ask(shop, "counted").status_code == 201
     steps = proxy.count
-    assert steps >= 4, "a create is at least BEGIN, claim, write and COMMIT"
+    assert steps >= 2, "a create is at least one statement and the Sync that commits it"
 
     found_done = 0
     for step in range(1, steps + 1):

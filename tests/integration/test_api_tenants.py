@@ -69,7 +69,15 @@ def test_a_revoked_key_stops_at_once(shop: Shop, ledger_database: DatabaseServer
         database.execute(
             "UPDATE api_keys SET revoked_at = now() WHERE merchant_id = %s", (shop.merchant_id,)
         )
+    # Who the key speaks for is still remembered; each unit of work proves it, of any kind.
     problem(shop.client.get("/api/v1/payments"), 401, "not_authenticated")
+    body = {"amount": "1", "asset": "USDC"}
+    problem(shop.post("/api/v1/payments", body), 401, "not_authenticated")
+    with superuser(ledger_database) as database:
+        made = database.execute(
+            "SELECT FROM payments WHERE merchant_id = %s", (shop.merchant_id,)
+        ).fetchall()
+    assert made == []
 
 
 def test_staff_sign_in_and_wrong_passwords_do_not(api: ApiServer, shop: Shop) -> None:

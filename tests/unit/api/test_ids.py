@@ -6,7 +6,8 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.database import ID_BODY, encode_id, new_id, sqlalchemy_url
+from api.database import ID_BODY, encode_id, new_id
+from api.migrations.apply import sqlalchemy_url
 
 DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 MOMENTS = st.integers(0, 2**48 - 1)

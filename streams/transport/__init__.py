@@ -8,6 +8,9 @@ from streams.transport.consumer import Consumer
 from streams.transport.delivery import JetStreamMessage
 from streams.transport.driver import Transport
 from streams.transport.errors import (
+    AccessRefusedError,
+    CredentialsError,
+    RecoveryFailedError,
     ServerUnavailableError,
     TopicMismatchError,
     TopicMissingError,
@@ -18,11 +21,14 @@ from streams.transport.group import GroupView, Position, look
 from streams.transport.stream import Stream
 
 __all__ = [
+    "AccessRefusedError",
     "Connection",
     "Consumer",
+    "CredentialsError",
     "GroupView",
     "JetStreamMessage",
     "Position",
+    "RecoveryFailedError",
     "ServerUnavailableError",
     "Stream",
     "TopicMismatchError",

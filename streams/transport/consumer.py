@@ -1,62 +1,26 @@
-"""Faust consumer on JetStream: one owner of all partitions, with standbys behind it.
+"""Faust consumer on JetStream: what Faust calls, for this worker's share of the partitions.
 
 Offsets commit only behind finished work: delivered offsets wait in order until each is
-acknowledged, however sparse they are. A worker that loses its ownership commits nothing more and
-stops with WorkerFencedError; one that cannot reach NATS for a minute stops with
-ServerUnavailableError.
+acknowledged, however sparse they are. A commit that a later owner has fenced stores nothing.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from time import monotonic
 
 from faust.exceptions import ConsumerNotStarted
-from faust.types import TP, TransportT
+from faust.types import TP
 from mode import Service
 
 from streams.transport import names
-from streams.transport.connection import TRANSIENT, Connection
-from streams.transport.delivery import Delivery
-from streams.transport.errors import ServerUnavailableError, TransportError
-from streams.transport.group import Group
-from streams.transport.reader import PartitionReader
-from streams.transport.topics import Topics
-
-DRAIN_DEADLINE_S = 4.0
-OUTAGE_LIMIT_S = 60.0
+from streams.transport.changes import writes
+from streams.transport.errors import TooManyChangesError
+from streams.transport.ownership import DRAIN_DEADLINE_S, GRACE, Ownership
 
 
-class ClusterView:
-    """What Faust's partition assignor asks of a cluster: the partitions of a topic."""
-
-    def __init__(self, partitions: Mapping[str, int]) -> None:
-        self._partitions = partitions
-
-    def partitions_for_topic(self, topic: str) -> set[int] | None:
-        """Return the partition numbers of `topic`, None when it is unknown."""
-        count = self._partitions.get(topic)
-        return set(range(count)) if count else None
-
-
-class Consumer(Delivery):
-    """Consumes the topics of an app, as its only owner or as a standby."""
+class Consumer(Ownership):
+    """Consumes this worker's share of the topics of an app."""
 
     mundane_level = "debug"
-
-    def __init__(self, transport: TransportT, *args: object, **kwargs: object) -> None:
-        super().__init__(transport, *args, **kwargs)
-        conf = self.app.conf
-        self.connection: Connection = transport.connect(f"{conf.id} consumer")
-        self.catalog = Topics(self.connection, transport.external)
-        self.group = Group(
-            self.connection,
-            conf.id,
-            lease_s=conf.broker_session_timeout,
-            replicas=conf.topic_replication_factor,
-        )
-        self._assigned: set[TP] | None = None
-        self._topics: set[str] = set()
-        self._subscription_changed = asyncio.Event()
 
     async def on_start(self) -> None:
         """Connect, and make the readers again after every reconnect."""
@@ -66,13 +30,14 @@ class Consumer(Delivery):
         self._assigned = set()
 
     async def on_stop(self) -> None:
-        """Commit what is finished, then give the ownership back."""
+        """Commit what is finished, then leave the group, so that others take over at once."""
         try:
             await super().on_stop()
         finally:
             for reader in self._readers.values():
                 await reader.stop()
-            await self.group.release()
+            await self.heartbeat.stop()
+            await self._nudge()
 
     async def on_shutdown(self) -> None:
         """Close the connection once no task needs it."""
@@ -88,94 +53,70 @@ class Consumer(Delivery):
         self._subscription_changed.set()
 
     @Service.task  # type: ignore[untyped-decorator]
-    async def _membership(self) -> None:
-        """Become the owner when there is none, stay it, and say so to Faust."""
-        if await self.wait_for_stopped(self._subscription_changed):
-            return
-        beat_s = min(self.group_lease_s / 4, self.app.conf.broker_heartbeat_interval)
-        await self.group.ensure()
-        while not self.should_stop:
-            if self._subscription_changed.is_set() and await self._try_acquire():
-                self._subscription_changed.clear()
-                await self._rebalance()
-            elif self.group.generation:
-                await self._renew()
-            await self.sleep(beat_s)
-
-    @property
-    def group_lease_s(self) -> float:
-        """Seconds after which an owner that fell silent is taken for dead."""
-        return float(self.app.conf.broker_session_timeout)
-
-    async def _try_acquire(self) -> bool:
-        try:
-            return await self.group.acquire()
-        except TRANSIENT as error:
-            self.log.info("ownership not decided: %s", type(error).__name__)
-            return False
-
-    async def _renew(self) -> None:
-        try:
-            await self.group.renew()
-        except TRANSIENT as error:
-            silent_s = monotonic() - self.group.renewed_at
-            if silent_s > OUTAGE_LIMIT_S:
-                await self.crash(ServerUnavailableError("renew ownership", OUTAGE_LIMIT_S))
-            self.log.info("ownership not renewed for %.1f s: %s", silent_s, type(error).__name__)
-        except TransportError as error:
-            await self.crash(error)
-
-    async def _rebalance(self) -> None:
-        """Take all partitions under a new generation, in the order Faust relies on."""
-        held = self.assignment()
-        await self.commit()
-        self.app.on_rebalance_start()
-        await self.on_partitions_revoked(set(held))
-        for tp in held:
-            await self._readers.pop(tp).stop()
-        counts = {topic: (await self.catalog.load(topic)).partitions for topic in self._topics}
-        assignor = self.app.assignor
-        decided = assignor.assign(
-            ClusterView(counts), {self.group.member: assignor.metadata(self._topics)}
-        )[self.group.member]
-        assignor.on_assignment(decided)
-        assigned = {
-            TP(topic, partition) for topic, parts in decided.assignment for partition in parts
-        }
-        await self.group.adopt(assigned)
-        for tp in assigned:
-            self._readers[tp] = self._new_reader(tp)
-        self._assigned = assigned
-        self.app.consumer_generation_id = self.group.generation
-        await self.on_partitions_assigned(assigned, self.group.generation)
-
-    def _new_reader(self, tp: TP) -> PartitionReader:
-        shape = self.catalog.known(tp.topic)
-        if shape is None:
-            raise RuntimeError(f"topic {tp.topic!r} was assigned before it was loaded")
-        return PartitionReader(
-            self.connection,
-            stream=shape.stream,
-            subject_filter=shape.filter(tp.partition),
-            on_arrival=self._arrived.set,
-        )
-
-    @Service.task  # type: ignore[untyped-decorator]
     async def _watch_readers(self) -> None:
         async for _ in self.itertimer(1.0, name="readers"):
             for reader in list(self._readers.values()):
                 if self.connection.is_connected:
                     await reader.check()
+            await self._lower_highwaters()
+
+    async def _lower_highwaters(self) -> None:
+        """Let a recovery end whose last changes expired after it had asked for their offsets."""
+        recovery = self.app.tables._recovery  # noqa: SLF001 - not to make one
+        if recovery is None or not recovery.in_recovery or not self.connection.is_connected:
+            return
+        for tp, high in list(recovery.active_highwaters.items()):
+            now = (await self.highwaters(tp))[tp] - 1
+            if tp in recovery.active_highwaters and now < high:
+                recovery.active_highwaters[tp] = now
 
     async def _revive_readers(self) -> None:
+        self._grace_until = monotonic() + GRACE * self.lease_s
         for reader in list(self._readers.values()):
             await reader.revive()
 
-    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        if await self.group.commit(offsets):
+    def _filter_committable_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Return what is finished and not committed: a commit may leave some for the next."""
+        committable = {}
+        for tp in tps:
+            offset = self._new_offset(tp)
+            if offset is not None:
+                self._finished[tp] = offset
+            if self._finished.get(tp, 0) > (self.group.committed(tp) or 0):
+                committable[tp] = self._finished[tp]
+        return committable
+
+    async def _commit_tps(self, tps: Iterable[TP], start_new_transaction: bool) -> bool:  # noqa: FBT001 - Faust's signature
+        if await super()._commit_tps(tps, start_new_transaction):
             return True
-        self.log.error("commit refused: another worker owns the partitions")
-        return False
+        # Changes that come from no event, as a timer's, wait for no offset.
+        return bool(self.app.producer.changes) and bool(self.assigned()) and await self._commit({})
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Store offsets and the changes of tables that belong to them, in one step."""
+        changes = self.app.producer.changes
+        try:
+            chosen, cuts = changes.choose(offsets, self.group.positions())
+        except TooManyChangesError as error:
+            await self.crash(error)
+            return False
+        if not cuts:
+            return False
+        first = await self.group.commit(cuts, writes(chosen))
+        if first is None:
+            self.log.error("commit refused: another worker owns the partitions")
+            self._nudged.set()  # look at once whose they are
+            return False
+        changes.stored(chosen, first)
+        return True
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _commit_when_crowded(self) -> None:
+        crowded = self.app.producer.changes.crowded
+        while not self.should_stop:
+            if not await self.wait_for_stopped(crowded):
+                crowded.clear()
+                await self.commit()
 
     async def wait_empty(self) -> None:
         """Wait for the events being processed, up to a deadline, and commit what is finished."""
@@ -183,7 +124,10 @@ class Consumer(Delivery):
         while self._unacked_messages and not self.should_stop and monotonic() < give_up_at:
             await self._wait_for_ack(timeout=1)
             self._clean_unacked_messages()
-        await self.commit_and_end_transactions()
+        # One commit may stand in for another that was under way, and a batch has a limit.
+        misses = 0
+        while misses < 2 and monotonic() < give_up_at + DRAIN_DEADLINE_S:
+            misses = 0 if await self.commit(start_new_transaction=False) else misses + 1
 
     async def perform_seek(self) -> None:
         """Seek all partitions to their commits, with the flow stopped until Faust resumes it.
@@ -197,24 +141,23 @@ class Consumer(Delivery):
     async def seek_to_committed(self) -> dict[TP, int | None]:
         """Place every partition at its committed offset, or at the start where there is none."""
         positions: dict[TP, int | None] = {}
-        for tp in self.assignment():
+        for tp in set(self.assignment()):
             if self._is_changelog_tp(tp):
                 continue
             offset = self.group.committed(tp)
-            await self._seek(tp, await self._reset_offset(tp) if offset is None else offset)
+            first, _ = (offset, 0) if offset is not None else await self.catalog.bounds(*tp)
+            await self._seek(tp, first)
             positions[tp] = offset
         return positions
 
-    async def _reset_offset(self, tp: TP) -> int:
-        first, following = await self.catalog.bounds(tp.topic, tp.partition)
-        latest = self.app.conf.consumer_auto_offset_reset == "latest"
-        return following if latest else first
-
     async def _seek(self, partition: TP, offset: int) -> None:
         self._delivered[partition].clear()
+        self._finished.pop(partition, None)
         self._acked[partition].clear()
         self._acked_index[partition].clear()
-        await self._readers[partition].start(offset)
+        reader = self._readers.get(partition)
+        if reader is not None:  # given up while Faust was still about to seek
+            await reader.start(offset)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Seek partitions and return when their readers stand there."""

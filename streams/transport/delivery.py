@@ -39,6 +39,15 @@ class Delivery(base.Consumer):  # type: ignore[misc]
         self._readers: dict[TP, PartitionReader] = {}
         self._arrived = asyncio.Event()
         self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)
+        self._finished: dict[TP, int] = {}
+        self._is_letting_go = False
+        self._is_held = False
+
+    def _may_deliver(self) -> bool:
+        # Faust's recovery resumes the flow when it has finished, whatever happened meanwhile; and a
+        # record that waited in its queue's door would come out in front of a later recovery.
+        is_open = not self._is_letting_go and not self._is_held
+        return self.flow_active and is_open and bool(self.app.flow_control.is_active())
 
     async def _getmany(
         self,
@@ -58,9 +67,9 @@ class Delivery(base.Consumer):  # type: ignore[misc]
 
     async def _take(self, active_partitions: set[TP] | None) -> dict[TP, list[Record]]:
         taken: dict[TP, list[Record]] = {}
-        if not self.flow_active:
+        if not self._may_deliver():
             return taken
-        for tp, reader in self._readers.items():
+        for tp, reader in list(self._readers.items()):
             if active_partitions is None or tp in active_partitions:
                 records = reader.take(POLL_RECORDS)
                 if records:
@@ -117,7 +126,7 @@ class Delivery(base.Consumer):  # type: ignore[misc]
         callback, to_message = self.callback, self._to_message
         delivered: dict[TP, int] = {}
         for count, (tp, record) in enumerate(self.scheduler.iterate(records), start=1):
-            if not self.flow_active or self.app.consumer_generation_id != generation:
+            if not self._may_deliver() or self.app.consumer_generation_id != generation:
                 self._put_back(records, delivered)
                 return
             delivered[tp] = record.sequence
@@ -143,8 +152,8 @@ class Delivery(base.Consumer):  # type: ignore[misc]
             tp.topic,
             tp.partition,
             record.sequence,
-            record.timestamp_s,
-            0,  # the time the server stored it
+            names.decode_timestamp(headers, record.timestamp_s),
+            0,
             None,
             names.decode_key(headers),
             names.decode_value(headers, record.data),
@@ -154,9 +163,7 @@ class Delivery(base.Consumer):  # type: ignore[misc]
         )
         message.subject = record.subject
         if headers:
-            message.headers = {
-                name: value.encode() for name, value in headers.items() if names.is_users(name)
-            }
+            message.headers = names.decode_headers(headers)
         return message
 
     def _new_topicpartition(self, topic: str, partition: int) -> TP:

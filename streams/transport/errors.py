@@ -4,6 +4,8 @@ They are raised where an operator has to decide something; what the transport ca
 (a lost connection, a restarted server) it retries until a deadline.
 """
 
+from faust.types import TP
+
 
 class TransportError(Exception):
     """Root of all errors of the NATS transport."""
@@ -47,3 +49,61 @@ class ServerUnavailableError(TransportError):
         self.what = what
         self.seconds = seconds
         super().__init__(f"{what}: no answer from NATS within {seconds:g} s")
+
+
+class RecoveryFailedError(TransportError):
+    """A table could not be built again from its changelog."""
+
+    def __init__(self, changelog: str, reason: Exception) -> None:
+        self.changelog = changelog
+        super().__init__(
+            f"changelog {changelog!r} cannot be read back, {type(reason).__name__}; "
+            "give its table the key_type and value_type that it is written with"
+        )
+
+
+class CredentialsError(TransportError):
+    """The broker URL or `broker_credentials` say how to connect in a way that cannot be done."""
+
+
+class AccessRefusedError(TransportError):
+    """Server and client do not accept each other; waiting would not help."""
+
+    def __init__(self, server: str, reason: str) -> None:
+        self.server = server
+        self.reason = reason
+        super().__init__(f"{server}: {reason}")
+
+
+class StaleEventError(TransportError):
+    """An agent changes a table for an event that another worker may be processing by now."""
+
+    def __init__(self, tp: TP, offset: int) -> None:
+        self.tp = tp
+        self.offset = offset
+        super().__init__(
+            f"{tp.topic}[{tp.partition}] {offset}: read before the partitions moved; "
+            "its table is not changed, the event is read again"
+        )
+
+
+class TooManyChangesError(TransportError):
+    """Events that can only be committed together change more keys than a batch holds."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            f"one event changes more than {limit} keys of tables; "
+            "that many cannot be committed in one step: divide the event"
+        )
+
+
+class RollBackError(TransportError):
+    """A table holds changes that were never committed, in a store that cannot be emptied."""
+
+    def __init__(self, changelog: str, store: str) -> None:
+        self.changelog = changelog
+        super().__init__(
+            f"table of {changelog!r} in {store} holds uncommitted changes: "
+            "delete its files before the worker starts again"
+        )

@@ -1,32 +1,30 @@
-"""Group: who owns the partitions of an app, and how far each was read.
+"""Group: how far the partitions of an app were read, and who may say so.
 
-One stream an app holds one ownership record, which expires unless renewed, and one offset record
-a partition. Every write is a compare-and-set on its subject's last sequence, so of two workers
-one wins and the other learns it. A new owner rewrites all offset records under its generation
-before it reads them: from then on a former owner, alive or stopped and continued, cannot commit.
+One stream an app holds its members, its generation, one offset record a partition and its tables'
+changelogs. A new owner rewrites the offset records of its partitions under its generation before
+it reads them; every commit is one atomic batch that expects the records as its writer knows them.
+So a former owner, alive or stopped and continued, can store nothing more: no offset, no changelog.
 """
 
 import asyncio
 import json
-import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
 from uuid import uuid4
 
 from faust.types import TP
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from streams.transport import names
-from streams.transport.connection import RETRY_WAIT_S, TRANSIENT, Connection, Stored
+from streams.transport.batch import MAX_BATCH_MESSAGES, Write, publish_batch
+from streams.transport.connection import RETRY_WAIT_S, TRANSIENT, Connection
 from streams.transport.errors import ServerUnavailableError, WorkerFencedError
-from streams.transport.topics import STREAM_NAME_IN_USE
-
-logger = logging.getLogger(__name__)
+from streams.transport.membership import Membership
+from streams.transport.state import ensure_state_stream
 
 COMMIT_DEADLINE_S = 30.0
 COMPARE_AND_SET_ATTEMPTS = 20
@@ -41,168 +39,138 @@ class _Slot:
 
 
 class Group:
-    """Ownership and offsets of one app, seen from one worker."""
+    """The offsets of one app, seen from one worker. `owner` names who owns its partitions."""
 
-    def __init__(
-        self, connection: Connection, app_id: str, *, lease_s: float, replicas: int
-    ) -> None:
+    def __init__(self, connection: Connection, app_id: str, *, replicas: int) -> None:
         self._connection = connection
         self._app_id = app_id
         self._stream = names.group_stream(app_id)
-        self._subject = names.owner_subject(app_id)
-        self._lease_s = lease_s
         self._replicas = replicas
-        self._lease_sequence = 0
         self._slots: dict[TP, _Slot] = {}
+        self._writing = asyncio.Lock()
         self.member = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.generation = 0
         self.owner = ""
-        self.renewed_at = 0.0
 
     async def ensure(self) -> None:
         """Create the group's stream if it is not there."""
-        wanted = StreamConfig(
-            name=self._stream,
-            description=f"ownership and offsets of Faust app {self._app_id}",
-            subjects=[f"{names.GROUP_ROOT}.{names.token(self._app_id)}.>"],
-            retention=RetentionPolicy.LIMITS,
-            storage=StorageType.FILE,
-            discard=DiscardPolicy.OLD,
-            num_replicas=self._replicas,
-            max_msgs_per_subject=1,
-            allow_msg_ttl=True,
-            allow_atomic=True,
-        )
+        await ensure_state_stream(self._connection, self._app_id, self._replicas)
 
-        async def add() -> None:
-            try:
-                await self._connection.jetstream.add_stream(wanted)
-            except BadRequestError as error:
-                if error.err_code != STREAM_NAME_IN_USE:
-                    raise
+    async def adopt(
+        self, partitions: Iterable[TP], generation: int, begin: Mapping[TP, int] | None = None
+    ) -> bool:
+        """Rewrite the offset records under `generation`, which fences former owners.
 
-        await self._connection.retrying(f"group of {self._app_id}", add)
-
-    async def acquire(self) -> bool:
-        """Become the owner if nobody is; a new generation begins. False: `owner` holds it."""
-        current = await self._connection.last_message(self._stream, self._subject)
-        holder = _member_of(current)
-        if current is not None and holder != self.member:
-            self.owner = holder
-            return False
-        sequence = await self._put_lease(current.sequence if current else 0)
-        if sequence is None:
-            return False
-        self._lease_sequence = self.generation = sequence
-        self.owner = self.member
+        `begin` is where partitions begin that were never committed. False when a record belongs to
+        a later generation: then nothing is adopted, and the later generation is to be followed.
+        """
+        async with self._writing:
+            slots: dict[TP, _Slot] = {}
+            for tp in partitions:
+                slot = await self._adopt(tp, generation, (begin or {}).get(tp))
+                if slot is None:
+                    return False
+                slots[tp] = slot
+            self._slots, self.generation = slots, generation
         return True
 
-    async def renew(self) -> None:
-        """Prolong the lease; WorkerFencedError when another worker took it.
-
-        A lease that expired while the server was away, with nobody else taking it, is taken back
-        under the same generation: the offset records still guard against a successor's.
-        """
-        sequence = await self._put_lease(self._lease_sequence)
-        if sequence is None:
-            current = await self._connection.last_message(self._stream, self._subject)
-            holder = _member_of(current)
-            if current is not None and holder != self.member:
-                self.owner = holder
-                raise WorkerFencedError(self._app_id, holder)
-            sequence = await self._put_lease(current.sequence if current else 0)
-            if sequence is None:
-                raise WorkerFencedError(self._app_id, "unknown")
-        self._lease_sequence = sequence
-
     async def release(self) -> None:
-        """Give the lease back at once, so that a standby need not wait for it to expire."""
-        sequence, self._lease_sequence = self._lease_sequence, 0
-        if not sequence or not self._connection.is_connected:
-            return
-        try:
-            await self._connection.jetstream.delete_msg(self._stream, sequence)
-        except (*TRANSIENT, NotFoundError, BadRequestError) as error:
-            logger.info("lease left to expire: %s", error)
-
-    async def adopt(self, partitions: Iterable[TP]) -> None:
-        """Rewrite the offset records under this generation, which fences former owners."""
-        self._slots = {tp: await self._adopt(tp) for tp in partitions}
+        """Forget the partitions: they are another owner's from now on."""
+        async with self._writing:
+            self._slots, self.generation = {}, 0
 
     def committed(self, tp: TP) -> int | None:
         """Return the committed offset (the next to read) of an adopted partition, or None."""
         slot = self._slots.get(tp)
         return slot.offset if slot else None
 
-    async def commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Store offsets durably; False when a successor has fenced this worker.
+    def positions(self) -> dict[TP, int | None]:
+        """Return the committed offset of every adopted partition."""
+        return {tp: slot.offset for tp, slot in self._slots.items()}
 
-        Outages are waited out until a deadline, then ServerUnavailableError is raised.
+    async def commit(
+        self, offsets: Mapping[TP, int | None], changes: Sequence[Write] = ()
+    ) -> int | None:
+        """Store offsets, and with them changes of tables, in one step; None when fenced.
+
+        Returns the sequence of the first change. Outages are waited out until a deadline, then
+        ServerUnavailableError is raised.
         """
-        for tp, offset in offsets.items():
-            slot = self._slots.get(tp)
-            if slot is None or not await self._store(tp, slot, offset):
-                return False
-        return True
+        async with self._writing:
+            if any(tp not in self._slots for tp in offsets):
+                return None
+            tps = list(offsets)
+            room = MAX_BATCH_MESSAGES - len(changes)
+            first = await self._store(tps[:room], offsets, changes)
+            for start in range(room, len(tps), MAX_BATCH_MESSAGES):
+                if first is not None:
+                    rest = tps[start : start + MAX_BATCH_MESSAGES]
+                    if await self._store(rest, offsets, ()) is None:
+                        return None
+            return first
 
-    async def _put_lease(self, expected: int) -> int | None:
-        record = {
-            "member": self.member,
-            "generation": self.generation,
-            "lease_s": self._lease_s,
-        }
-        sequence = await self._connection.put_if(
-            self._subject, json.dumps(record).encode(), expected=expected, ttl_s=self._lease_s
-        )
-        if sequence is not None:
-            self.renewed_at = monotonic()
-        return sequence
-
-    async def _adopt(self, tp: TP) -> _Slot:
+    async def _adopt(self, tp: TP, generation: int, begin: int | None) -> _Slot | None:
         subject = names.offset_subject(self._app_id, tp.topic, tp.partition)
         for _ in range(COMPARE_AND_SET_ATTEMPTS):
             stored = await self._connection.last_message(self._stream, subject)
-            offset = json.loads(stored.data)["offset"] if stored else None
-            sequence = await self._put_offset(tp, offset, stored.sequence if stored else 0)
+            record = json.loads(stored.data) if stored else {"offset": None, "generation": 0}
+            if record["generation"] > generation:
+                return None
+            offset = begin if record["offset"] is None else record["offset"]
+            sequence = await self._connection.put_if(
+                subject,
+                self._record(offset, generation, uuid4().hex),
+                expected=stored.sequence if stored else 0,
+            )
             if sequence is not None:
                 return _Slot(sequence, offset)
         raise WorkerFencedError(self._app_id, f"a writer of {subject}")
 
-    async def _store(self, tp: TP, slot: _Slot, offset: int) -> bool:
+    async def _store(
+        self, tps: Sequence[TP], offsets: Mapping[TP, int | None], changes: Sequence[Write]
+    ) -> int | None:
         give_up_at = monotonic() + COMMIT_DEADLINE_S
+        commit = uuid4().hex
+        records = [
+            Write(
+                names.offset_subject(self._app_id, tp.topic, tp.partition),
+                self._record(offsets[tp], self.generation, commit),
+                expected=self._slots[tp].sequence,
+            )
+            for tp in tps
+        ]
         while True:
             try:
-                sequence = await self._put_offset(tp, offset, slot.sequence)
+                first = await publish_batch(self._connection, [*changes, *records])
             except TRANSIENT as error:
                 if monotonic() >= give_up_at:
                     raise ServerUnavailableError("commit", COMMIT_DEADLINE_S) from error
                 await asyncio.sleep(RETRY_WAIT_S)
                 continue
-            if sequence is None:
-                sequence = await self._own_write(tp, offset)
-            if sequence is None:
-                return False
-            slot.sequence, slot.offset = sequence, offset
-            return True
+            if first is None:
+                first = await self._own_write(tps, commit, len(changes))
+            if first is None:
+                return None
+            for sequence, tp in enumerate(tps, start=first + len(changes)):
+                self._slots[tp] = _Slot(sequence, offsets[tp])
+            return first
 
-    async def _own_write(self, tp: TP, offset: int) -> int | None:
-        """Find out whether a refused write was in truth this worker's own, its answer lost."""
-        subject = names.offset_subject(self._app_id, tp.topic, tp.partition)
+    async def _own_write(self, tps: Sequence[TP], commit: str, changes: int) -> int | None:
+        """Find out whether a refused batch was in truth stored already, its answer lost."""
+        subject = names.offset_subject(self._app_id, tps[0].topic, tps[0].partition)
         stored = await self._connection.last_message(self._stream, subject)
-        if stored is None:
+        if stored is None or json.loads(stored.data).get("commit") != commit:
             return None
-        record = json.loads(stored.data)
-        mine = (self.member, self.generation, offset)
-        found = (record["member"], record["generation"], record["offset"])
-        return stored.sequence if found == mine else None
+        return stored.sequence - changes
 
-    async def _put_offset(self, tp: TP, offset: int | None, expected: int) -> int | None:
-        record = {"offset": offset, "generation": self.generation, "member": self.member}
-        return await self._connection.put_if(
-            names.offset_subject(self._app_id, tp.topic, tp.partition),
-            json.dumps(record).encode(),
-            expected=expected,
-        )
+    def _record(self, offset: int | None, generation: int, commit: str) -> bytes:
+        record = {
+            "offset": offset,
+            "generation": generation,
+            "member": self.member,
+            "commit": commit,
+        }
+        return json.dumps(record).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +185,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """An app's group as an onlooker sees it; `owner` is empty while nobody owns its partitions."""
+    """An app's group as an onlooker sees it.
+
+    `owner` names the living members that own partitions, empty for none.
+    """
 
     owner: str
     generation: int
@@ -232,7 +203,7 @@ async def look(connection: Connection, app_id: str) -> GroupView | None:
     stream = names.group_stream(app_id)
     offsets = names.offset_subject(app_id, "", 0).rpartition("..")[0]
 
-    async def read() -> GroupView | None:
+    async def read() -> list[Position] | None:
         jetstream = connection.jetstream
         try:
             info = await jetstream.stream_info(stream, subjects_filter=f"{offsets}.>")
@@ -246,15 +217,16 @@ async def look(connection: Connection, app_id: str) -> GroupView | None:
             positions.append(
                 Position(names.from_token(topic), int(partition), record["offset"], stored.time)
             )
-        try:
-            lease = await jetstream.get_last_msg(stream, names.owner_subject(app_id))
-        except NotFoundError:
-            return GroupView("", 0, tuple(positions))
-        record = json.loads(lease.data or b"{}")
-        return GroupView(record.get("member", ""), record.get("generation", 0), tuple(positions))
+        return positions
 
-    return await connection.retrying(f"group of {app_id}", read)
-
-
-def _member_of(stored: Stored | None) -> str:
-    return str(json.loads(stored.data)["member"]) if stored else ""
+    positions = await connection.retrying(f"group of {app_id}", read)
+    if positions is None:
+        return None
+    membership = Membership(connection, app_id)
+    generation, members = await membership.generation(), await membership.members()
+    owners = generation.owners() if generation else ()
+    return GroupView(
+        ", ".join(name for name in owners if name in members),
+        generation.number if generation else 0,
+        tuple(positions),
+    )

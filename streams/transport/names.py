@@ -21,7 +21,13 @@ TIMESTAMP_HEADER = "Faust-Timestamp"
 PARTITIONS_METADATA = "faust.partitions"
 COMPACTING_METADATA = "faust.compacting"
 
-_RESERVED_HEADERS = frozenset({KEY_HEADER, TOMBSTONE_HEADER, TIMESTAMP_HEADER})
+BYTES_HEADER_PREFIX = "Faust-Header-"
+
+# `Status` and `Description` are how the server tells a consumer that a pull ended.
+_RESERVED_HEADERS = frozenset(
+    {KEY_HEADER, TOMBSTONE_HEADER, TIMESTAMP_HEADER, "Status", "Description"}
+)
+_PLAIN_HEADER = re.compile(r"[A-Za-z0-9_-]+")
 
 _KEY_TOKEN_LIMIT = 180
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
@@ -46,21 +52,14 @@ def topic_stream(topic: str) -> str:
     return f"FAUST_TOPIC_{token(topic)}"
 
 
+def topic_root(topic: str) -> str:
+    """Return what the subjects of a declared topic begin with."""
+    return f"{TOPIC_ROOT}.{token(topic)}"
+
+
 def topic_subjects(topic: str) -> str:
     """Return the subject filter that covers a declared topic."""
-    return f"{TOPIC_ROOT}.{token(topic)}.>"
-
-
-def partition_filter(topic: str, partition: int, *, compacting: bool) -> str:
-    """Return the filter that selects one partition of a declared topic."""
-    subject = f"{TOPIC_ROOT}.{token(topic)}.{partition}"
-    return f"{subject}.>" if compacting else subject
-
-
-def message_subject(topic: str, partition: int, key: bytes | None, *, compacting: bool) -> str:
-    """Return the subject a message is published on; a compacted topic has one a key."""
-    subject = f"{TOPIC_ROOT}.{token(topic)}.{partition}"
-    return f"{subject}.{key_token(key)}" if compacting else subject
+    return f"{topic_root(topic)}.>"
 
 
 def key_token(key: bytes | None) -> str:
@@ -74,13 +73,33 @@ def key_token(key: bytes | None) -> str:
 
 
 def group_stream(app_id: str) -> str:
-    """Return the stream that holds the ownership and the offsets of an app."""
+    """Return the stream that holds the state of an app: members, generation, offsets, tables."""
     return f"FAUST_GROUP_{token(app_id)}"
 
 
-def owner_subject(app_id: str) -> str:
-    """Return the subject of the ownership record of an app."""
-    return f"{GROUP_ROOT}.{token(app_id)}.owner"
+def member_subject(app_id: str, member: str) -> str:
+    """Return the subject of the record of one worker; `*` covers those of all."""
+    return f"{GROUP_ROOT}.{token(app_id)}.member.{'*' if member == '*' else token(member)}"
+
+
+def generation_subject(app_id: str) -> str:
+    """Return the subject of the record that says who owns which partitions."""
+    return f"{GROUP_ROOT}.{token(app_id)}.generation"
+
+
+def nudge_subject(app_id: str) -> str:
+    """Return the subject, of no stream, on which workers tell each other to look again."""
+    return f"faust.nudge.{token(app_id)}"
+
+
+def changelog_root(app_id: str, topic: str) -> str:
+    """Return what the subjects of a table's changelog begin with."""
+    return f"{GROUP_ROOT}.{token(app_id)}.table.{token(topic)}"
+
+
+def changelog_record(app_id: str, topic: str) -> str:
+    """Return the subject that says how many partitions a table's changelog has."""
+    return f"{GROUP_ROOT}.{token(app_id)}.changelog.{token(topic)}"
 
 
 def offset_subject(app_id: str, topic: str, partition: int) -> str:
@@ -104,12 +123,21 @@ def encode_headers(
 ) -> dict[str, str] | None:
     """Write key, tombstone flag, timestamp and the user's headers as NATS headers.
 
-    Header values are text on the wire; bytes that are not UTF-8 are refused with ValueError, since
-    silently changing them would be worse.
+    NATS trims header values and knows text only, so whatever would not survive that, or would be
+    taken for an instruction to the server, is written in base64 under a name of ours.
     """
     encoded: dict[str, str] = {}
     for name, content in (headers or {}).items():
-        encoded[name] = content.decode() if isinstance(content, bytes) else str(content)
+        raw = content if isinstance(content, bytes) else str(content).encode()
+        text = raw.decode(errors="replace")
+        if (
+            _PLAIN_HEADER.fullmatch(name)
+            and is_users(name)
+            and (text.isprintable() and text == text.strip() and text.encode() == raw)
+        ):
+            encoded[name] = text
+        else:
+            encoded[BYTES_HEADER_PREFIX + name.encode().hex()] = base64.b64encode(raw).decode()
     if key is not None:
         encoded[KEY_HEADER] = base64.b64encode(key).decode()
     if value is None:
@@ -126,7 +154,25 @@ def is_users(header: str) -> bool:
     The server's (`Nats-...`: batch, expected sequence, message id) are instructions; a message
     that is forwarded must not repeat them.
     """
-    return header not in _RESERVED_HEADERS and not header.startswith("Nats-")
+    return header not in _RESERVED_HEADERS and not header.startswith(("Nats-", BYTES_HEADER_PREFIX))
+
+
+def decode_headers(headers: Mapping[str, str]) -> dict[str, bytes]:
+    """Read the user's headers back."""
+    decoded: dict[str, bytes] = {}
+    for name, text in headers.items():
+        if is_users(name):
+            decoded[name] = text.encode()
+        elif name.startswith(BYTES_HEADER_PREFIX):
+            written = bytes.fromhex(name.removeprefix(BYTES_HEADER_PREFIX)).decode()
+            decoded[written] = base64.b64decode(text)
+    return decoded
+
+
+def decode_timestamp(headers: Mapping[str, str] | None, stored_at_s: float) -> float:
+    """Read the time the sender gave the message; `stored_at_s` when it gave none."""
+    given = headers.get(TIMESTAMP_HEADER) if headers else None
+    return float(given) if given is not None else stored_at_s
 
 
 def decode_key(headers: Mapping[str, str] | None) -> bytes | None:

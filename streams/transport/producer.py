@@ -1,9 +1,10 @@
 """Faust producer on JetStream: pipelined publishes, each with a future.
 
-Messages reach a partition in the order of `send`, once each: what has no acknowledgement when the
-connection breaks is sent again in order under the same message id, which the server recognises,
-and new messages wait behind it. A message the server refuses, or does not acknowledge within the
-deadline, fails its future with ProducerSendError.
+Messages reach a partition in the order of `send`, once each. When the connection breaks, or a
+topic's stream stops acknowledging because its leader is gone, new messages wait; the oldest one
+without an acknowledgement is sent again, alone, under the same message id, which the server
+recognises; only once that is stored are those behind it sent again, in order. A message the server
+refuses, or does not acknowledge within the deadline, fails its future with ProducerSendError.
 """
 
 import asyncio
@@ -17,19 +18,23 @@ from uuid import uuid4
 
 from faust.exceptions import NotReady, ProducerSendError
 from faust.transport import base
-from faust.types import TP, RecordMetadata, TransportT
+from faust.types import TP, FutureMessage, RecordMetadata, TransportT
 from mode import Service
 from mode.utils.times import Seconds, want_seconds
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from streams.transport import names
-from streams.transport.connection import Connection
+from streams.transport.changes import Changes
+from streams.transport.connection import STRANDED_AFTER_S, Connection
 from streams.transport.errors import TransportError
 from streams.transport.topics import Topics
 
 IN_FLIGHT_LIMIT = 4000
-RESEND_AFTER_S = 3.0
+STALLED_AFTER_S = 2.0
+PROBE_EVERY_S = 0.5
+DUPLICATE_IN_PROCESS = 10158
+HEADER_FRAME_BYTES = len(b"NATS/1.0\r\n\r\n")
 
 
 @dataclass(slots=True)
@@ -54,7 +59,8 @@ class Producer(base.Producer):  # type: ignore[misc]
     def __init__(self, transport: TransportT, *args: object, **kwargs: object) -> None:
         super().__init__(transport, *args, **kwargs)
         self.connection: Connection = transport.connect(f"{self.app.conf.id} producer")
-        self.catalog = Topics(self.connection, transport.external)
+        self.catalog = Topics(self.connection, transport.external, transport.changelogs())
+        self.changes = Changes(self.app)
         self._in_flight: dict[int, _InFlight] = {}
         self._numbers = itertools.count(1)
         self._round_robin = itertools.count()
@@ -64,11 +70,14 @@ class Producer(base.Producer):  # type: ignore[misc]
         self._room = asyncio.Event()
         self._room.set()
         self._open_gate = asyncio.Event()
+        self._acknowledged_at: dict[str, float] = {}
+        # Topics in doubt, each with the number of the message that was sent again alone, or 0.
+        self._probes: dict[str, int] = {}
 
     async def on_start(self) -> None:
         """Connect and listen for acknowledgements."""
         await super().on_start()
-        self.connection.on_reconnect(self._resend)
+        self.connection.on_reconnect(self._doubt_everything)
         await self.connection.open()
         self._inbox = self.connection.client.new_inbox()
         self._acknowledgements = await self.connection.client.subscribe(
@@ -102,14 +111,17 @@ class Producer(base.Producer):  # type: ignore[misc]
         shape = await self.catalog.load(topic)
         if shape.external:
             raise ProducerSendError(f"topic {topic!r} is somebody else's stream: read only")
+        if shape.is_changelog:
+            raise ProducerSendError(f"changelog {topic!r} is written by changing its table only")
         tp = TP(topic, self._partition(shape.partitions, key, partition))
         number = next(self._numbers)
         wire = names.encode_headers(key, value, timestamp, dict(headers) if headers else None) or {}
         wire["Nats-Msg-Id"] = f"{self._run}-{number}"
+        self._refuse_too_large(tp, wire, value)
         now = monotonic()
         message = _InFlight(
             tp=tp,
-            subject=names.message_subject(topic, tp.partition, key, compacting=shape.compacting),
+            subject=shape.subject(tp.partition, key),
             payload=value or b"",
             headers=wire,
             timestamp_s=timestamp or time(),
@@ -148,6 +160,15 @@ class Producer(base.Producer):  # type: ignore[misc]
             )
         )
 
+    def send_soon(self, fut: FutureMessage) -> None:
+        """Publish in the background; a table's change waits for the commit of its event."""
+        shape = self.catalog.known(fut.message.channel.get_topic_name())
+        if shape is not None and shape.is_changelog:
+            self._refuse_too_large(TP(shape.topic, fut.message.partition), {}, fut.message.value)
+            self.changes.add(shape, fut)
+        else:
+            super().send_soon(fut)
+
     async def flush(self) -> None:
         """Wait until everything buffered and in flight is stored, or has failed."""
         await self.buffer.flush()
@@ -164,6 +185,14 @@ class Producer(base.Producer):  # type: ignore[misc]
                 raise ProducerSendError(f"no partition {partition} among {count}")
             return partition
         return next(self._round_robin) % count if key is None else names.partition_for(key, count)
+
+    def _refuse_too_large(self, tp: TP, headers: Mapping[str, str], value: bytes | None) -> None:
+        """Raise ProducerSendError for what the server would answer by ending the connection."""
+        limit = self.connection.client.max_payload
+        size = len(value or b"") + HEADER_FRAME_BYTES
+        size += sum(len(name) + len(text.encode()) + 4 for name, text in headers.items())
+        if size > limit:
+            raise ProducerSendError(f"{tp}: {size} bytes are more than the server's {limit}")
 
     async def _wait_for_room(self) -> None:
         """Hold new messages back while disconnected and while too many are on their way."""
@@ -194,13 +223,19 @@ class Producer(base.Producer):  # type: ignore[misc]
         message = self._in_flight.get(number)
         if message is None:
             return
-        if not reply.data:
-            return  # no responders: the stream is not back yet; sent again until the deadline
-        answer = json.loads(reply.data)
+        topic = message.tp.topic
+        # No data means no responders.
+        answer = json.loads(reply.data) if reply.data else {"error": {"code": 503}}
         error = answer.get("error")
-        if error is not None and error.get("code") == 503:
+        if error is not None and (
+            error.get("code") == 503 or error.get("err_code") == DUPLICATE_IN_PROCESS
+        ):
+            self._doubt(topic)
             return
         self._finished(number)
+        self._acknowledged_at[topic] = monotonic()
+        if self._probes.get(topic) == number:
+            await self._send_the_rest(topic)
         if message.future.done():
             return
         if error is not None:
@@ -222,31 +257,63 @@ class Producer(base.Producer):  # type: ignore[misc]
         if len(self._in_flight) < IN_FLIGHT_LIMIT:
             self._room.set()
 
-    async def _resend(self) -> None:
-        """Send again, in order, all that is unacknowledged; only then let new messages pass."""
+    def _doubt(self, topic: str) -> None:
+        """Let no new message pass until the oldest one of `topic` is known to be stored."""
         self._open_gate.clear()
+        self._probes.setdefault(topic, 0)
+
+    async def _doubt_everything(self) -> None:
+        """Begin anew on a new connection; what was sent on the old one may be lost."""
+        self._open_gate.clear()
+        self._probes = {message.tp.topic: 0 for message in self._in_flight.values()}
+        await self._probe(monotonic())
+
+    async def _probe(self, now: float) -> None:
+        """Find topics that acknowledge nothing, and send the oldest message of each again."""
+        oldest: dict[str, tuple[int, _InFlight]] = {}
+        for number, message in self._in_flight.items():
+            oldest.setdefault(message.tp.topic, (number, message))
+        self._probes = {topic: sent for topic, sent in self._probes.items() if topic in oldest}
+        for topic, (number, message) in oldest.items():
+            if number not in self._in_flight:
+                continue  # acknowledged while another was sent
+            heard_at = max(message.sent_at, self._acknowledged_at.get(topic, 0.0))
+            if topic not in self._probes and now - heard_at > STALLED_AFTER_S:
+                self._doubt(topic)
+            if topic in self._probes and (
+                self._probes[topic] != number or now - message.sent_at > PROBE_EVERY_S
+            ):
+                self._probes[topic] = number
+                await self._publish(number, message)
+            waits_since = max(message.started_at, self._acknowledged_at.get(topic, 0.0))
+            if topic in self._probes and now - waits_since > STRANDED_AFTER_S:
+                await self.connection.leave_server(f"{topic!r} acknowledges nothing")
+        if not self._probes:
+            self._open_gate.set()
+
+    async def _send_the_rest(self, topic: str) -> None:
+        """Send again, in order, what lies behind a probe that was stored."""
         for number, message in list(self._in_flight.items()):
-            await self._publish(number, message)
-        self._open_gate.set()
+            if message.tp.topic == topic:
+                await self._publish(number, message)
+        self._probes.pop(topic, None)
+        if not self._probes:
+            self._open_gate.set()
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _watch_in_flight(self) -> None:
-        async for _ in self.itertimer(1.0, name="in flight"):
+        async for _ in self.itertimer(PROBE_EVERY_S / 2, name="in flight"):
             now = monotonic()
             for number, message in list(self._in_flight.items()):
-                if now - message.started_at > self.request_timeout:
-                    self._finished(number)
-                    if not message.future.done():
-                        message.future.set_exception(
-                            ProducerSendError(f"{message.tp}: no acknowledgement in time")
-                        )
-            oldest = next(iter(self._in_flight.values()), None)
-            if (
-                oldest is not None
-                and self.connection.is_connected
-                and now - oldest.sent_at > RESEND_AFTER_S
-            ):
-                await self._resend()
+                if now - message.started_at <= self.request_timeout:
+                    break
+                self._finished(number)
+                if not message.future.done():
+                    message.future.set_exception(
+                        ProducerSendError(f"{message.tp}: no acknowledgement in time")
+                    )
+            if self.connection.is_connected:
+                await self._probe(now)
 
     async def create_topic(
         self,

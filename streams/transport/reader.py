@@ -66,6 +66,7 @@ class PartitionReader:
         self._buffer: deque[Record] = deque()
         self._subscription: Subscription | None = None
         self._consumer = ""
+        self._reads = False
         self._asked = 0
         self._heard_at = 0.0
         self._last_received = 0
@@ -80,24 +81,35 @@ class PartitionReader:
             self._buffer.clear()
             self.position = max(1, sequence)
             self._last_received = self.position - 1
+            self._reads = True
+            await self._close()
             await self._open()
 
     async def stop(self) -> None:
         """Stop reading and drop the buffer; the server forgets the reader by itself."""
         async with self._lock:
+            self._reads = False
             await self._close()
             self._buffer.clear()
 
     async def revive(self) -> None:
-        """Make the consumer again where the buffer ends; call it after a reconnect."""
+        """Make the consumer again where the buffer ends; call it after a reconnect.
+
+        What is broken off here, by the next disconnection or a deadline, the next check does again.
+        """
         async with self._lock:
-            if self._consumer:
+            if self._reads:
+                await self._unsubscribe()
                 await self._open()
 
     async def check(self) -> None:
         """Revive a consumer that has fallen silent: one heartbeat comes every 2 s."""
         silent_s = monotonic() - self._heard_at
-        if self._consumer and self._asked > 0 and silent_s > SILENCE_LIMIT_S:
+        if self._lock.locked():
+            return  # it is being made
+        if self._reads and not self._consumer:
+            await self.revive()
+        elif self._consumer and self._asked > 0 and silent_s > SILENCE_LIMIT_S:
             logger.warning("reader of %s silent for %.1f s; made again", self._stream, silent_s)
             await self.revive()
 
@@ -129,7 +141,6 @@ class PartitionReader:
             await self._pull(self._subscription.subject)
 
     async def _open(self) -> None:
-        await self._close()
         config = ConsumerConfig(
             name=f"faust-{uuid4().hex}",
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
@@ -148,25 +159,38 @@ class PartitionReader:
         inbox = self._connection.client.new_inbox()
         self._consumer = str(config.name)
         self._heard_at = monotonic()
-        self._subscription = await self._connection.client.subscribe(
-            inbox, cb=self._receive, pending_msgs_limit=BUFFER_MESSAGES * 4
-        )
-        await self._pull(inbox)
+        try:
+            self._subscription = await self._connection.client.subscribe(
+                inbox, cb=self._receive, pending_msgs_limit=BUFFER_MESSAGES * 4
+            )
+            await self._pull(inbox)
+        except BaseException:
+            self._consumer = ""  # the next check makes it again
+            raise
 
     async def _close(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        consumer, self._consumer = self._consumer, ""
-        self._asked = self._count = 0
-        if subscription is None or not self._connection.is_connected:
+        consumer = await self._unsubscribe()
+        if not consumer or not self._connection.is_connected:
             return
         try:
-            await subscription.unsubscribe()
             await self._connection.jetstream.delete_consumer(self._stream, consumer)
         except NotFoundError:
             return
         except (NatsError, TimeoutError) as error:
             # The server forgets an idle in-memory consumer by itself.
             logger.debug("consumer %s left to expire: %s", consumer, error)
+
+    async def _unsubscribe(self) -> str:
+        """Hear nothing more of the consumer, and return its name."""
+        subscription, self._subscription = self._subscription, None
+        consumer, self._consumer = self._consumer, ""
+        self._asked = self._count = 0
+        if subscription is not None and self._connection.is_connected:
+            try:
+                await subscription.unsubscribe()
+            except NatsError as error:
+                logger.debug("subscription of %s was gone: %s", consumer, error)
+        return consumer
 
     async def _pull(self, inbox: str) -> None:
         self._asked += PULL_MESSAGES

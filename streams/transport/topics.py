@@ -1,24 +1,26 @@
 """Topics: which stream carries which topic, and how many partitions it has.
 
 Declared topics become streams of ours; external topics are streams of somebody else, named in the
-broker URL as `?topic.<topic>=<STREAM>`. A stream is created only when the app declares its topic;
-a missing or differently shaped one is an error, never mended in silence.
+broker URL as `?topic.<topic>=<STREAM>`; changelogs of tables lie in the app's state stream. A
+stream is created only when the app declares its topic; a missing or differently shaped one is an
+error, never mended in silence.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import NotFoundError
 from yarl import URL
 
 from streams.transport import names
 from streams.transport.connection import Connection, is_missing_stream
 from streams.transport.errors import TopicMismatchError, TopicMissingError
+from streams.transport.state import add_stream, ensure_state_stream
 
 DEDUPLICATION_WINDOW_S = 120.0
-STREAM_NAME_IN_USE = 10058
 EXTERNAL_PREFIX = "topic."
 
 
@@ -31,12 +33,29 @@ class TopicShape:
     partitions: int
     compacting: bool
     external: bool
+    is_changelog: bool = False
+    root: str = ""
 
     def filter(self, partition: int) -> str | None:
         """Return the subject filter of a partition; None when it is the whole stream."""
         if self.external:
             return None
-        return names.partition_filter(self.topic, partition, compacting=self.compacting)
+        return f"{self.root}.{partition}" + (".>" if self.compacting else "")
+
+    def subject(self, partition: int, key: bytes | None) -> str:
+        """Return the subject a message is published on; a compacted topic has one a key."""
+        return f"{self.root}.{partition}" + (f".{names.key_token(key)}" if self.compacting else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Changelogs:
+    """Which topics are changelogs of an app's tables; they lie in its state stream."""
+
+    app_id: str
+    includes: Callable[[str], bool]
+
+
+NO_CHANGELOGS = Changelogs("", lambda _: False)
 
 
 def external_topics(urls: list[URL]) -> dict[str, str]:
@@ -52,9 +71,15 @@ def external_topics(urls: list[URL]) -> dict[str, str]:
 class Topics:
     """The topics one connection knows; loaded once, then answered without I/O."""
 
-    def __init__(self, connection: Connection, external: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        external: Mapping[str, str],
+        changelogs: Changelogs = NO_CHANGELOGS,
+    ) -> None:
         self._connection = connection
         self._external = dict(external)
+        self._changelogs = changelogs
         self._known: dict[str, TopicShape] = {}
 
     def known(self, topic: str) -> TopicShape | None:
@@ -69,6 +94,9 @@ class Topics:
         known = self._known.get(topic)
         if known is not None:
             return known
+        if self._changelogs.includes(topic):
+            self._known[topic] = shape = await self._changelog(topic)
+            return shape
         external = topic in self._external
         stream = self._external.get(topic) or names.topic_stream(topic)
         info = await self._stream_info(topic, stream)
@@ -79,6 +107,7 @@ class Topics:
             partitions=1 if external else int(metadata[names.PARTITIONS_METADATA]),
             compacting=not external and metadata.get(names.COMPACTING_METADATA) == "1",
             external=external,
+            root=names.topic_root(topic),
         )
         self._known[topic] = shape
         return shape
@@ -100,6 +129,9 @@ class Topics:
         """
         if topic in self._external:
             return await self.load(topic)
+        if self._changelogs.includes(topic):
+            await self._create_changelog(topic, partitions, replicas)
+            return await self._checked(topic, partitions, compacting=True)
         wanted = StreamConfig(
             name=names.topic_stream(topic),
             description=f"Faust topic {topic}",
@@ -118,7 +150,12 @@ class Topics:
                 names.COMPACTING_METADATA: "1" if compacting else "0",
             },
         )
-        await self._connection.retrying(f"declare topic {topic}", lambda: self._add(wanted))
+        await self._connection.retrying(
+            f"declare topic {topic}", lambda: add_stream(self._connection, wanted)
+        )
+        return await self._checked(topic, partitions, compacting=compacting)
+
+    async def _checked(self, topic: str, partitions: int, *, compacting: bool) -> TopicShape:
         self._known.pop(topic, None)
         shape = await self.load(topic)
         if (shape.partitions, shape.compacting) != (partitions, compacting):
@@ -152,9 +189,29 @@ class Topics:
                 raise TopicMissingError(topic, stream) from error
             raise
 
-    async def _add(self, wanted: StreamConfig) -> None:
-        try:
-            await self._connection.jetstream.add_stream(wanted)
-        except BadRequestError as error:
-            if error.err_code != STREAM_NAME_IN_USE:
-                raise
+    async def _changelog(self, topic: str) -> TopicShape:
+        app_id = self._changelogs.app_id
+        stream = names.group_stream(app_id)
+        await self._stream_info(topic, stream)
+        record = await self._connection.last_message(stream, names.changelog_record(app_id, topic))
+        if record is None:
+            raise TopicMissingError(topic, stream)
+        return TopicShape(
+            topic=topic,
+            stream=stream,
+            partitions=int(json.loads(record.data)["partitions"]),
+            compacting=True,
+            external=False,
+            is_changelog=True,
+            root=names.changelog_root(app_id, topic),
+        )
+
+    async def _create_changelog(self, topic: str, partitions: int, replicas: int) -> None:
+        app_id = self._changelogs.app_id
+        await ensure_state_stream(self._connection, app_id, replicas)
+        subject = names.changelog_record(app_id, topic)
+        payload = json.dumps({"partitions": partitions}).encode()
+        await self._connection.retrying(
+            f"declare topic {topic}",
+            lambda: self._connection.put_if(subject, payload, expected=0),
+        )

@@ -1,36 +1,33 @@
 """Faust on JetStream, against the real server: the conformance that exists so far.
 
 Sending, partitions, keys, tombstones and headers; commit, resume and seek on sparse offsets; a
-server that restarts; a standby that takes over after a death; a former owner that is fenced.
+server that restarts. Several workers are in test_transport_sharing.py, tables that must be exact in
+test_transport_tables.py.
 """
 
 import asyncio
-import json
-import signal
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 from uuid import uuid4
 
-import faust
 import pytest
-from faust.types import TP
-from yarl import URL
 
 from streams.transport import (
     Connection,
     TopicMismatchError,
     TopicMissingError,
-    WorkerFencedError,
     names,
 )
-from streams.transport.group import Group
 from streams.transport.reader import PartitionReader
 from streams.transport.topics import Topics
+from tests.fixtures.echoes import echo, lines, open_connection, sending_app
+from tests.fixtures.echoes import send as send_numbers
 from tests.fixtures.services import BrokerServer
 from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
 
-LEASE_S = 2.0
+PARTITIONS = 3
+KEYS = 10
 
 
 @pytest.fixture
@@ -42,13 +39,8 @@ def name() -> str:
 @pytest.fixture
 async def connection(nats_server: BrokerServer) -> AsyncIterator[Connection]:
     """An open connection; what the test created is deleted at its end."""
-    opened = Connection([URL(nats_server.url)], "test")
-    await opened.open()
-    yield opened
-    for stream in await opened.jetstream.streams_info():
-        if str(stream.config.name).startswith("FAUST_"):
-            await opened.jetstream.delete_stream(str(stream.config.name))
-    await opened.close()
+    async with open_connection(nats_server) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -58,41 +50,21 @@ async def app(
     name: str,
 ) -> AsyncIterator[Any]:
     """An app whose producer runs."""
-    made = faust.App(f"app-{name}", broker=nats_server.url, web_enabled=False)
-    await made.producer.start()
-    yield made
-    await made.producer.stop()
+    async with sending_app(nats_server, name) as made:
+        yield made
 
 
-def echo(server: BrokerServer, name: str, *extras: str, partitions: int = 3) -> WorkerProcess:
+def worker_of(server: BrokerServer, name: str, *extras: str) -> WorkerProcess:
     """Start a worker of app `name` on the topic of the same name."""
-    return WorkerProcess(
-        "-m",
-        "tests.fixtures.echo_worker",
-        server.url,
-        name,
-        name,
-        str(partitions),
-        *extras,
-        env={},
-    )
+    return echo(server.url, name, *extras, partitions=PARTITIONS)
 
 
-def lines(worker: WorkerProcess) -> list[dict[str, Any]]:
-    """What the worker processed so far."""
-    whole = worker.output.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-async def send(app: Any, topic: str, first: int, number: int, partitions: int = 3) -> list[int]:
+async def send(
+    app: Any, topic: str, first: int, number: int, partitions: int = PARTITIONS
+) -> list[int]:
     """Send numbered messages with ten keys; return their offsets."""
-    await app.producer.create_topic(topic, partitions, 1)
-    futures = [
-        await app.producer.send(topic, f"k{n % 10}".encode(), str(n).encode(), None, None, None)
-        for n in range(first, first + number)
-    ]
-    await app.producer.flush()
-    return [future.result().offset for future in futures]
+    numbers = range(first, first + number)
+    return await send_numbers(app, topic, numbers, partitions=partitions, keys=KEYS)
 
 
 async def test_what_is_sent_is_received(nats_server: BrokerServer, app: Any, name: str) -> None:
@@ -102,7 +74,7 @@ async def test_what_is_sent_is_received(nats_server: BrokerServer, app: Any, nam
     await producer.send_and_wait(name, b"k1", None, None, None, None)
     await producer.send_and_wait(name, None, b"keyless", 2, None, None)
     assert sent.partition == names.partition_for(b"k1", 3)
-    with echo(nats_server, name) as worker:
+    with worker_of(nats_server, name) as worker:
         received = eventually(
             lambda: found if len(found := lines(worker)) == 3 else None,
             within_s=20,
@@ -121,12 +93,12 @@ async def test_order_holds_in_each_partition_and_commits_resume(
     nats_server: BrokerServer, app: Any, name: str
 ) -> None:
     offsets = await send(app, name, 0, 300)
-    with echo(nats_server, name) as worker:
+    with worker_of(nats_server, name) as worker:
         eventually(lambda: len(lines(worker)) == 300, within_s=20, what="300 messages")
         assert worker.stop() == 0
         first = lines(worker)
     offsets += await send(app, name, 300, 50)
-    with echo(nats_server, name) as worker:
+    with worker_of(nats_server, name) as worker:
         eventually(lambda: len(lines(worker)) >= 50, within_s=20, what="50 messages")
         assert worker.stop() == 0
         second = lines(worker)
@@ -139,63 +111,11 @@ async def test_order_holds_in_each_partition_and_commits_resume(
         assert seen != list(range(seen[0], seen[0] + len(seen))), "offsets should be sparse"
 
 
-async def test_a_standby_takes_over_after_a_death(
-    nats_server: BrokerServer, app: Any, name: str
-) -> None:
-    await send(app, name, 0, 100)
-    with echo(nats_server, name) as owner:
-        eventually(lambda: len(lines(owner)) == 100, within_s=20, what="100 messages")
-        with echo(nats_server, name) as standby:
-            await send(app, name, 100, 100)
-            eventually(lambda: len(lines(owner)) == 200, within_s=20, what="200 messages")
-            owner.listen()
-            standby.listen()
-            assert (owner.ready, standby.ready) == (True, False)
-            assert lines(standby) == [], "only the owner consumes"
-            owner.kill()
-            await send(app, name, 200, 100)
-            values = eventually(
-                lambda: (
-                    found
-                    if {*range(200, 300)} <= {*(found := [int(x["value"]) for x in lines(standby)])}
-                    else None
-                ),
-                within_s=15,
-                what="the standby's messages",
-            )
-            assert len(values) == len(set(values)), "nothing twice within one owner"
-            assert standby.stop() == 0
-
-
-async def test_a_stopped_and_continued_owner_ends_itself(
-    nats_server: BrokerServer, app: Any, name: str
-) -> None:
-    await send(app, name, 0, 30)
-    with echo(nats_server, name) as owner, echo(nats_server, name) as standby:
-        pair = (owner, standby)
-        eventually(lambda: any(lines(each) for each in pair), within_s=20, what="an owner")
-        former, heir = pair if lines(owner) else pair[::-1]
-        eventually(lambda: len(lines(former)) == 30, within_s=20, what="30 messages")
-        former.signal(signal.SIGSTOP)
-        await send(app, name, 30, 30)
-        eventually(
-            lambda: {*range(30, 60)} <= {int(x["value"]) for x in lines(heir)},
-            within_s=20,
-            what="the heir's messages",
-        )
-        former.signal(signal.SIGCONT)
-        assert former.process.wait(timeout=20) != 0
-        assert "ownership passed to worker" in former.errors.read_text()
-        await send(app, name, 60, 1)
-        eventually(lambda: lines(heir)[-1]["value"] == "60", within_s=10, what="it goes on")
-        assert heir.stop() == 0
-
-
 async def test_a_restarted_server_loses_nothing(
     nats_server: BrokerServer, app: Any, name: str
 ) -> None:
     await send(app, name, 0, 50)
-    with echo(nats_server, name) as worker:
+    with worker_of(nats_server, name) as worker:
         eventually(lambda: len(lines(worker)) == 50, within_s=20, what="50 messages")
         nats_server.kill()
         nats_server.start()
@@ -206,7 +126,7 @@ async def test_a_restarted_server_loses_nothing(
             what="100 messages",
         )
         assert worker.stop() == 0
-    with echo(nats_server, name) as successor:
+    with worker_of(nats_server, name) as successor:
         successor.wait_ready()
         await send(app, name, 100, 1)
         eventually(lambda: lines(successor), within_s=10, what="the next message")
@@ -291,48 +211,6 @@ async def test_a_reader_whose_consumer_vanished_goes_on(
     assert [record.data for record in found] == [b"%d" % number for number in range(10, 15)]
 
 
-async def test_a_former_owner_is_fenced(connection: Connection, name: str) -> None:
-    tp = TP(name, 0)
-    first, second = (Group(connection, name, lease_s=LEASE_S, replicas=1) for _ in range(2))
-    await first.ensure()
-    assert await first.acquire()
-    await first.adopt([tp])
-    assert await first.commit({tp: 7})
-    assert not await second.acquire()
-    assert second.owner == first.member
-    # The first is stopped: it does not renew.
-    await eventually_async(second.acquire, within_s=LEASE_S * 3, what="the lease expired")
-    await second.adopt([tp])
-    assert second.generation > first.generation
-    assert second.committed(tp) == 7
-    assert not await first.commit({tp: 9}), "continued, it must not commit"
-    with pytest.raises(WorkerFencedError, match=second.member):
-        await first.renew()
-    assert await second.commit({tp: 8})
-    await second.release()
-    assert await first.acquire(), "a lease given back is free at once"
-    await first.adopt([tp])
-    assert first.committed(tp) == 8
-
-
-async def test_an_expired_lease_nobody_took_is_taken_back(
-    connection: Connection, name: str
-) -> None:
-    tp = TP(name, 0)
-    group = Group(connection, name, lease_s=LEASE_S, replicas=1)
-    await group.ensure()
-    assert await group.acquire()
-    await group.adopt([tp])
-
-    async def expired() -> bool:
-        stream, subject = names.group_stream(name), names.owner_subject(name)
-        return await connection.last_message(stream, subject) is None
-
-    await eventually_async(expired, within_s=LEASE_S * 3, what="the lease expired")
-    await group.renew()
-    assert await group.commit({tp: 3})
-
-
 async def test_streams_are_declared_or_missed_never_guessed(
     connection: Connection, name: str
 ) -> None:
@@ -347,22 +225,6 @@ async def test_streams_are_declared_or_missed_never_guessed(
     await topics.create(name, partitions=2, replicas=1)
     with pytest.raises(TopicMismatchError, match="2 partitions"):
         await topics.create(name, partitions=3, replicas=1)
-
-
-async def test_a_table_is_recovered_from_its_changelog(
-    nats_server: BrokerServer, app: Any, name: str
-) -> None:
-    await send(app, name, 0, 100)
-    with echo(nats_server, name, "table") as worker:
-        eventually(lambda: len(lines(worker)) == 100, within_s=20, what="100 messages")
-        assert worker.stop() == 0
-    await send(app, name, 100, 10)
-    with echo(nats_server, name, "table") as worker:
-        eventually(lambda: len(lines(worker)) == 10, within_s=30, what="10 messages")
-        assert worker.stop() == 0
-        assert {line["key"]: line["count"] for line in lines(worker)} == {
-            f"k{number}": 11 for number in range(10)
-        }
 
 
 async def reading(

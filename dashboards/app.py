@@ -18,7 +18,7 @@ import streamlit as st  # noqa: E402
 from dashboards import session, tiles  # noqa: E402
 from dashboards.language import language_switch  # noqa: E402
 from dashboards.settings import settings  # noqa: E402
-from dashboards.views import login, overview  # noqa: E402
+from dashboards.views import login, overview, risk  # noqa: E402
 from infra.telemetry import configure_logging  # noqa: E402
 
 ICON = Path(__file__).parent / "assets" / "icon.svg"
@@ -53,7 +53,8 @@ def main() -> None:
         pages = [
             st.Page(
                 overview.show, title=words.text("page.overview"), url_path="overview", default=True
-            )
+            ),
+            st.Page(risk.show, title=words.text("page.risk"), url_path="risk"),
         ]
     st.navigation(pages, position="top").run()
 

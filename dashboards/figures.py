@@ -31,9 +31,14 @@ class Table:
 
 def freshness_of(live: Live, now: datetime, words: Language) -> Freshness:
     """Say up to when the marts are complete, in the merchant's time; `now` is local and aware."""
-    if live.complete_through is None:
+    return freshness_at(live.complete_through, now, words)
+
+
+def freshness_at(complete_through: datetime | None, now: datetime, words: Language) -> Freshness:
+    """Say up to when something is complete, as `freshness_of` does."""
+    if complete_through is None:
         return Freshness(words.text("fresh.unknown"), is_late=True)
-    through = live.complete_through.astimezone(now.tzinfo)
+    through = complete_through.astimezone(now.tzinfo)
     behind_s = (now - through).total_seconds()
     time = words.clock(through, now.date())
     if behind_s <= LATE_AFTER_S:

@@ -211,6 +211,14 @@ def current_merchant(settings: DashboardSettings) -> Merchant | None:
     return merchant
 
 
+def proved_merchant(settings: DashboardSettings) -> Merchant:
+    """Return who is logged in, for a fragment; with nobody the app reruns, to the login page."""
+    merchant = current_merchant(settings)
+    if merchant is None:
+        st.rerun(scope="app")
+    return merchant
+
+
 def _successor(token: str, settings: DashboardSettings) -> str | None:
     """Return the successor of a token that is due for one, asking at most once a minute."""
     now = time.time()

@@ -53,6 +53,10 @@ STYLE: Final = """
 .gv-chips { display: flex; flex-wrap: wrap; gap: .45rem; }
 .gv-chips b { border: 1px solid var(--gv-line); background: var(--gv-soft); border-radius: 2rem;
       padding: .22rem .8rem; font-weight: 600; font-size: .95rem; white-space: nowrap; }
+.gv-notice { padding: .55rem 0; border-bottom: 1px solid var(--gv-line); }
+.gv-notice > b { font-size: .78rem; font-weight: 650; color: var(--gv-quiet); }
+.gv-notice.gv-grave > b { color: var(--gv-down); }
+.gv-notice a { color: inherit; overflow-wrap: anywhere; }
 .gv-text { font-size: .95rem; line-height: 1.5; }
 .gv-table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .gv-table th, .gv-table td { padding: .32rem .6rem; text-align: right; border: 0;
@@ -99,6 +103,18 @@ class Tile:
     value: str
     note: str
     changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to look at: how grave it is, what it is, when it was, and where to see more."""
+
+    label: str
+    is_grave: bool
+    text: str
+    note: str
+    link: str
+    link_text: str
 
 
 def style() -> None:
@@ -163,6 +179,23 @@ def chips(words: Iterable[str]) -> None:
     """Show short words in a row."""
     items = "".join(f"<b>{escape(word)}</b>" for word in words)
     st.html(_wrapped(f'<div class="gv-chips">{items}</div>'))
+
+
+def notices(all_notices: Iterable[Notice]) -> None:
+    """Show notices one below the other."""
+    items = "".join(_notice(notice) for notice in all_notices)
+    st.html(_wrapped(f'<div class="gv-notices">{items}</div>'))
+
+
+def _notice(notice: Notice) -> str:
+    kind = "gv-notice gv-grave" if notice.is_grave else "gv-notice"
+    return (
+        f'<article class="{kind}"><b>{escape(notice.label)}</b>'
+        f'<div class="gv-text">{escape(notice.text)}</div>'
+        f'<div class="gv-note">{escape(notice.note)} · '
+        f'<a href="{escape(notice.link)}" target="_blank" rel="noopener">'
+        f"{escape(notice.link_text)}</a></div></article>"
+    )
 
 
 def paragraph(text: str, *, quiet: bool = False) -> None:

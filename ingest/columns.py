@@ -85,11 +85,17 @@ PARTITION_KEY: Final = "capture, as partition key"
 SUBJECT: Final = "capture, as word of the subject"
 ROW_KEY: Final = "capture, to tell rows again"
 LIVE: Final = "the live payment page"
+RISK: Final = "the risk rules"
 
 _RAW_PAYMENTS: Final = "raw.payment_analytics"
 _RAW_REFUNDS: Final = "raw.refunds"
 _RAW_MERCHANTS: Final = "raw.merchants"
-_SETTLED: Final = (f"{_RAW_PAYMENTS}.amount_vnd", LIVE)
+_RAW_ENTRIES: Final = "raw.ledger_entries"
+_RAW_POSTINGS: Final = "raw.ledger_postings"
+_RAW_PAYOUTS: Final = "raw.payouts"
+_DELETED: Final = "raw.deletions.row_id"
+_DELETED_OF: Final = "raw.deletions.merchant_id"
+_SETTLED: Final = (f"{_RAW_PAYMENTS}.amount_vnd", LIVE, RISK)
 _REMOVABLE: Final = frozenset({MaskWay.REMOVE})
 _HASHABLE: Final = frozenset({MaskWay.HASH})
 
@@ -102,8 +108,10 @@ NEEDED: Final[Mapping[Table, Mapping[str, Need]]] = {
         "country": Need(Family.TEXT, (f"{_RAW_MERCHANTS}.country",), _REMOVABLE),
     },
     Table.PAYMENTS: {
-        "id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_PAYMENTS}.payment_id", LIVE)),
-        "merchant_id": Need(Family.TEXT, (PARTITION_KEY, f"{_RAW_PAYMENTS}.merchant_id", LIVE)),
+        "id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_PAYMENTS}.payment_id", _DELETED, LIVE, RISK)),
+        "merchant_id": Need(
+            Family.TEXT, (PARTITION_KEY, f"{_RAW_PAYMENTS}.merchant_id", _DELETED_OF, LIVE, RISK)
+        ),
         "status": Need(Family.TEXT, (SUBJECT, f"{_RAW_PAYMENTS}.status", LIVE)),
         "exception": Need(Family.TEXT, (f"{_RAW_PAYMENTS}.exception", LIVE)),
         "exception_outcome": Need(Family.TEXT, (LIVE,)),
@@ -126,17 +134,19 @@ NEEDED: Final[Mapping[Table, Mapping[str, Need]]] = {
         "received_minor": Need(Family.MONEY, (LIVE,)),
         "fee_minor": Need(Family.MONEY, (f"{_RAW_PAYMENTS}.fee_vnd",)),
         "chain": Need(Family.TEXT, (f"{_RAW_PAYMENTS}.chain",)),
-        "payer_address": Need(Family.TEXT, (f"{_RAW_PAYMENTS}.payer_address",), ANY_WAY),
-        "payer_country": Need(Family.TEXT, (f"{_RAW_PAYMENTS}.payer_country",), _REMOVABLE),
+        "payer_address": Need(Family.TEXT, (f"{_RAW_PAYMENTS}.payer_address", RISK), ANY_WAY),
+        "payer_country": Need(Family.TEXT, (f"{_RAW_PAYMENTS}.payer_country", RISK), _REMOVABLE),
         "is_escrow": Need(Family.BOOLEAN, (LIVE,)),
         "event_seq": Need(Family.INTEGER, (LIVE,)),
         "expires_at": Need(Family.MOMENT, (LIVE,)),
-        "status_at": Need(Family.MOMENT, (f"{_RAW_PAYMENTS}.time", LIVE)),
+        "status_at": Need(Family.MOMENT, (f"{_RAW_PAYMENTS}.time", LIVE, RISK)),
         "updated_at": Need(Family.MOMENT, (LIVE,)),
     },
     Table.REFUNDS: {
-        "id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_REFUNDS}.refund_id")),
-        "merchant_id": Need(Family.TEXT, (PARTITION_KEY, f"{_RAW_REFUNDS}.merchant_id")),
+        "id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_REFUNDS}.refund_id", _DELETED)),
+        "merchant_id": Need(
+            Family.TEXT, (PARTITION_KEY, f"{_RAW_REFUNDS}.merchant_id", _DELETED_OF)
+        ),
         "payment_id": Need(Family.TEXT, (f"{_RAW_REFUNDS}.payment_id",)),
         "status": Need(Family.TEXT, (SUBJECT, f"{_RAW_REFUNDS}.status")),
         "source": Need(Family.TEXT, (f"{_RAW_REFUNDS}.amount_vnd",)),
@@ -145,18 +155,39 @@ NEEDED: Final[Mapping[Table, Mapping[str, Need]]] = {
         "status_at": Need(Family.MOMENT, (f"{_RAW_REFUNDS}.time",)),
     },
     Table.PAYOUTS: {
-        "id": Need(Family.TEXT, (ROW_KEY,)),
-        "merchant_id": Need(Family.TEXT, (PARTITION_KEY,)),
-        "status": Need(Family.TEXT, (SUBJECT,)),
+        "id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_PAYOUTS}.payout_id", _DELETED)),
+        "merchant_id": Need(
+            Family.TEXT, (PARTITION_KEY, f"{_RAW_PAYOUTS}.merchant_id", _DELETED_OF)
+        ),
+        "mode": Need(Family.TEXT, (f"{_RAW_PAYOUTS}.mode",)),
+        "status": Need(Family.TEXT, (SUBJECT, f"{_RAW_PAYOUTS}.status")),
+        "revision": Need(Family.INTEGER, (f"{_RAW_PAYOUTS}.revision",)),
+        "asset": Need(Family.TEXT, (f"{_RAW_PAYOUTS}.asset",)),
+        "amount_minor": Need(Family.MONEY, (f"{_RAW_PAYOUTS}.amount_minor",)),
+        "status_at": Need(Family.MOMENT, (f"{_RAW_PAYOUTS}.time",)),
     },
     Table.LEDGER_ENTRIES: {
-        "id": Need(Family.TEXT, (ROW_KEY,)),
-        "merchant_id": Need(Family.TEXT, (PARTITION_KEY,)),
+        "id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_ENTRIES}.entry_id", _DELETED)),
+        "merchant_id": Need(
+            Family.TEXT, (PARTITION_KEY, f"{_RAW_ENTRIES}.merchant_id", _DELETED_OF)
+        ),
+        "kind": Need(Family.TEXT, (f"{_RAW_ENTRIES}.kind",)),
+        "payment_id": Need(Family.TEXT, (f"{_RAW_ENTRIES}.payment_id",)),
+        "payout_id": Need(Family.TEXT, (f"{_RAW_ENTRIES}.payout_id",)),
+        "refund_id": Need(Family.TEXT, (f"{_RAW_ENTRIES}.refund_id",)),
+        "reverses_id": Need(Family.TEXT, (f"{_RAW_ENTRIES}.reverses_id",)),
+        "created_at": Need(Family.MOMENT, (f"{_RAW_ENTRIES}.time",)),
     },
     Table.LEDGER_POSTINGS: {
-        "entry_id": Need(Family.TEXT, (ROW_KEY,)),
-        "seq": Need(Family.INTEGER, (ROW_KEY,)),
-        "merchant_id": Need(Family.TEXT, (PARTITION_KEY,)),
+        "entry_id": Need(Family.TEXT, (ROW_KEY, f"{_RAW_POSTINGS}.entry_id", _DELETED)),
+        "seq": Need(Family.INTEGER, (ROW_KEY, f"{_RAW_POSTINGS}.seq", _DELETED)),
+        "merchant_id": Need(
+            Family.TEXT, (PARTITION_KEY, f"{_RAW_POSTINGS}.merchant_id", _DELETED_OF)
+        ),
+        "account_id": Need(Family.TEXT, (f"{_RAW_POSTINGS}.account_id",)),
+        "asset": Need(Family.TEXT, (f"{_RAW_POSTINGS}.asset",)),
+        "amount_minor": Need(Family.MONEY, (f"{_RAW_POSTINGS}.amount_minor",)),
+        "created_at": Need(Family.MOMENT, (f"{_RAW_POSTINGS}.time",)),
     },
     Table.CAPTURE_HEARTBEAT: {},
     Table.CAPTURE_BACKFILL: {

@@ -6,8 +6,9 @@ whatever was not acknowledged is read again.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import faust
@@ -18,6 +19,7 @@ from mode.supervisors import CrashingSupervisor
 from infra.telemetry import get_logger
 from streams.contract import LEDGER_STREAM, LEDGER_TOPIC
 from streams.deadletter import DeadLetters
+from streams.metrics import MetricsServer, ProcessorMetrics
 from streams.monitor import CommitMonitor
 from streams.processor import InterruptedBatchError, Processor, Surroundings
 from streams.progress import Progress, Reporter
@@ -64,6 +66,7 @@ def processor_worker(
             progress=progress,
             pause=app.sleep,
             stopping=lambda: bool(app.should_stop),
+            table=partial(_new_table, app),
         )
     )
     topic = app.topic(
@@ -89,7 +92,11 @@ def processor_worker(
         await processor.close()
         await connection.close()
 
-    return quiet_worker(app, Reporter(app, TP(LEDGER_TOPIC, 0), progress))
+    return quiet_worker(
+        app,
+        Reporter(app, TP(LEDGER_TOPIC, 0), progress),
+        MetricsServer(ProcessorMetrics(reading.app_id, progress), settings),
+    )
 
 
 def _new_app(settings: WorkerSettings, reading: Reading) -> AppT:
@@ -115,6 +122,18 @@ def _new_app(settings: WorkerSettings, reading: Reading) -> AppT:
     )
     app.monitor = CommitMonitor()
     return app
+
+
+def _new_table(app: AppT, name: str) -> MutableMapping[bytes, bytes]:
+    """Return a table of the app: bytes by bytes, kept in a changelog, one partition as the ledger.
+
+    Faust takes the partition of an event in hand, and while a batch is, there is none: the
+    partitioner says the same, with one partition.
+    """
+    table: MutableMapping[bytes, bytes] = app.Table(
+        name, key_type=bytes, value_type=bytes, partitions=1, use_partitioner=True
+    )
+    return table
 
 
 def quiet_worker(app: AppT, *services: ServiceT) -> faust.Worker:

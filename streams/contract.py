@@ -8,15 +8,22 @@ from enum import StrEnum
 
 LEDGER_TOPIC = "ledger"
 LEDGER_STREAM = "LEDGER"
-LEDGER_SOURCE = "ledger"  # the row of raw.watermark
+LEDGER_SOURCE = "ledger"  # rows of raw.watermark
+RISK_SOURCE = "risk"
 
 WAREHOUSE_APP = "giovang-warehouse"
 REALTIME_APP = "giovang-realtime"
+RISK_APP = "giovang-risk"
 
 DEADLETTER_STREAM = "DEADLETTER"
 DEADLETTER_SUBJECTS = "deadletter.>"
 WAREHOUSE_DEADLETTER_SUBJECT = "deadletter.warehouse"
 REALTIME_DEADLETTER_SUBJECT = "deadletter.realtime"
+RISK_DEADLETTER_SUBJECT = "deadletter.risk"
+
+RISK_STREAM = "RISK"
+RISK_SUBJECTS = "ledger.risk.>"
+RISK_FLAGGED_SUBJECT = "ledger.risk.flagged"
 
 
 class DeadLetterHeader(StrEnum):
@@ -37,7 +44,12 @@ class Table(StrEnum):
 
     PAYMENT_ANALYTICS = "raw.payment_analytics"
     REFUNDS = "raw.refunds"
+    LEDGER_ENTRIES = "raw.ledger_entries"
+    LEDGER_POSTINGS = "raw.ledger_postings"
+    PAYOUTS = "raw.payouts"
+    DELETIONS = "raw.deletions"
     MERCHANTS = "raw.merchants"
+    RISK_ALERTS = "raw.risk_alerts"
     WATERMARK = "raw.watermark"
 
 
@@ -51,3 +63,16 @@ class DeadLetterLimits:
 
     max_bytes: int = 256 * 1024 * 1024
     max_message_bytes: int = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RiskLimits:
+    """Limits of the stream of alerts.
+
+    The warehouse keeps every alert, so the stream drops its oldest when it is full. An alert that
+    is published again within `deduplication_s` is kept once.
+    """
+
+    max_bytes: int = 256 * 1024 * 1024
+    max_message_bytes: int = 64 * 1024
+    deduplication_s: float = 3600.0

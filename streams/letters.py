@@ -26,10 +26,11 @@ from rich.table import Table
 from infra.telemetry import configure_logging
 from ingest.contract import HEADER_EVENT_ID
 from streams import realtime, warehouse
-from streams.contract import REALTIME_APP, WAREHOUSE_APP, DeadLetterHeader
+from streams.contract import REALTIME_APP, RISK_APP, WAREHOUSE_APP, DeadLetterHeader
 from streams.letterbox import MOST_LISTED, Letter, LetterBox, LetterError, corrected
 from streams.processor import InterruptedBatchError, LedgerMessage, Processor, Surroundings
 from streams.progress import Progress
+from streams.risk.processor import NoRetry
 from streams.settings import OnlookerSettings, RealtimeSettings, StreamsSettings
 from streams.transport import TransportError, connected
 
@@ -40,6 +41,7 @@ CONNECT_LIMIT_S: Final = 5.0
 PROCESSORS: Final[Mapping[str, Callable[[Surroundings], Processor]]] = {
     WAREHOUSE_APP: lambda around: warehouse.processor(StreamsSettings(), around),
     REALTIME_APP: lambda around: realtime.processor(RealtimeSettings(), around),
+    RISK_APP: NoRetry,
 }
 
 

@@ -8,7 +8,7 @@ to stop raises InterruptedBatchError, and is read again.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import ClassVar, Protocol, TypeVar
@@ -50,14 +50,24 @@ class InterruptedBatchError(Exception):
     """The worker is stopping while something is away: the batch stays unacknowledged."""
 
 
+def no_table(name: str) -> MutableMapping[bytes, bytes]:
+    """Refuse a table to a processor that runs without a worker."""
+    raise LookupError(f"table {name!r} is kept by a worker, and there is none here")
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a worker gives its processor; `pause` sleeps for seconds, or until told to stop."""
+    """What a worker gives its processor.
+
+    `pause` sleeps for seconds, or until told to stop. `table` returns a table by name, which
+    outlives the process; it is asked for before the worker starts.
+    """
 
     deadletters: Burial
     progress: Progress
     pause: Callable[[float], Awaitable[object]]
     stopping: Callable[[], bool]
+    table: Callable[[str], MutableMapping[bytes, bytes]] = no_table
 
 
 class Processor(ABC):

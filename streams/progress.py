@@ -1,10 +1,11 @@
-"""Progress of a processor, and its report to the supervisor.
+"""Progress of a processor, and its report to the supervisor and to `streams.metrics`.
 
 The report comes from the worker's own loop. It is withheld when events wait and none has been
 finished for a while, although nothing the worker depends on is away: then the supervisor sees a
 silent process and restarts it.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
@@ -14,12 +15,23 @@ from faust.types import TP, AppT
 from mode import Service
 
 from infra.telemetry import get_logger, notify_alive, notify_ready
-from streams.transport import Consumer, TransportError
+from streams.transport import TransportError
 
 log = get_logger(__name__)
 
 REPORT_EVERY_S = 1.0
 STALL_LIMIT_S = 60.0
+RATE_OVER_REPORTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a partition stands: the last event committed for good, and what waits behind it."""
+
+    tp: TP
+    committed: int
+    behind_events: int
+    lag_ms: int
 
 
 @dataclass(slots=True)
@@ -33,6 +45,27 @@ class Progress:
     dead_letters: int = 0
     blocked_by: str = ""
     moved_at: float = field(default_factory=monotonic)
+    is_active: bool = False
+    standing: Standing | None = None
+    last_commit_at: datetime | None = None
+    _counts: deque[tuple[float, int]] = field(
+        default_factory=lambda: deque(maxlen=RATE_OVER_REPORTS + 1)
+    )
+
+    @property
+    def events_per_s(self) -> float:
+        """Return the rate of finished events over the last reports."""
+        if len(self._counts) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = self._counts[0], self._counts[-1]
+        return (last - first) / (last_s - first_s)
+
+    def stands(self, standing: Standing | None, *, is_active: bool) -> None:
+        """Note how the partition stands, None where that is not known; told each second."""
+        before, self.standing, self.is_active = self.standing, standing, is_active
+        if before is not None and standing is not None and standing.committed > before.committed:
+            self.last_commit_at = datetime.now(UTC)
+        self._counts.append((monotonic(), self.events))
 
     def advanced(self, *, sequence: int, committed_at: str | None, events: int, rows: int) -> None:
         """Note a finished batch that ends at `sequence`."""
@@ -74,38 +107,47 @@ class Reporter(Service):  # type: ignore[misc]
         # Not app.consumer: that would build it before the app has started.
         consumer = self._app._consumer  # noqa: SLF001 - Faust has no public look without building
         if consumer is None or not consumer.started:
-            notify_alive("starting")
+            self._idle("starting")
             return
         try:
             assignment = consumer.assignment()
         except ConsumerNotStarted:
-            notify_alive("connecting to NATS")
+            self._idle("connecting to NATS")
             return
         if self._tp not in assignment:
             owner = consumer.group.owner
-            notify_alive(f"standby behind {owner}" if owner else "waiting for its partitions")
+            self._idle(f"standby behind {owner}" if owner else "waiting for its partitions")
             return
         if self._app.rebalancing:
-            notify_alive("taking its partitions over")
+            self._idle("taking its partitions over")
             return
         if not self._ready:
             self._ready = True
             notify_ready("consuming")
             log.info("consuming", topic=self._tp.topic)
-        await self._tell_lag(consumer)
-
-    async def _tell_lag(self, consumer: Consumer) -> None:
-        progress = self._progress
         if not consumer.connection.is_connected:
-            notify_alive("NATS away, waiting for it")
+            self._idle("NATS away, waiting for it", is_active=True)
             return
         try:
             high_water = (await consumer.highwaters(self._tp))[self._tp]
         except TransportError as error:
-            notify_alive(f"NATS away: {error}")
+            self._idle(f"NATS away: {error}", is_active=True)
             return
-        done = max(progress.sequence, (consumer.group.committed(self._tp) or 1) - 1)
-        behind = max(0, high_water - 1 - done)
+        self._tell_lag((consumer.group.committed(self._tp) or 1) - 1, high_water)
+
+    def _idle(self, status: str, *, is_active: bool = False) -> None:
+        """Say that the loop turns, and why no lag is known."""
+        notify_alive(status)
+        self._progress.stands(None, is_active=is_active)
+
+    def _tell_lag(self, committed: int, high_water: int) -> None:
+        progress = self._progress
+        behind = max(0, high_water - 1 - max(progress.sequence, committed))
+        lag_ms = 0
+        if behind and progress.committed_at is not None:
+            lag = datetime.now(UTC) - progress.committed_at
+            lag_ms = max(0, round(lag.total_seconds() * 1000))
+        progress.stands(Standing(self._tp, committed, behind, lag_ms), is_active=True)
         if progress.blocked_by:
             notify_alive(f"{progress.blocked_by}; {behind} events behind")
             return
@@ -114,9 +156,5 @@ class Reporter(Service):  # type: ignore[misc]
         elif monotonic() - progress.moved_at > STALL_LIMIT_S:
             log.error("no event finished", behind=behind, for_s=STALL_LIMIT_S)
             return
-        lag_ms = 0
-        if behind and progress.committed_at is not None:
-            lag = datetime.now(UTC) - progress.committed_at
-            lag_ms = max(0, round(lag.total_seconds() * 1000))
         letters = f", {progress.dead_letters} dead letters" if progress.dead_letters else ""
         notify_alive(f"{behind} events, {lag_ms} ms behind, {progress.rows} rows{letters}")

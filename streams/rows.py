@@ -1,7 +1,8 @@
 """Rows of the warehouse, mapped from captured change events.
 
-Pure: the same event always gives the same row, and amounts stay exact decimals. An event that
-does not fit raises PoisonEventError with the reason; most events have no table here.
+Pure: the same event always gives the same row, and amounts stay exact: decimals of a payment, as
+the mission has them, integers of minor units elsewhere. An event that does not fit raises
+PoisonEventError with the reason.
 """
 
 import re
@@ -12,16 +13,29 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final
 
 from api.contract import DECIMALS, VND, PaymentStatus
-from ingest.contract import HEADER_COMMITTED_AT, HEADER_EVENT_ID, ChangeEvent, EventId, Operation
+from ingest.contract import (
+    HEADER_COMMITTED_AT,
+    HEADER_EVENT_ID,
+    SUBJECT_ROOT,
+    ChangeEvent,
+    EventId,
+    Operation,
+)
+from ingest.contract import Table as Source
 from streams.contract import Table
 
 CENT: Final = Decimal("0.01")
 
-_PAYMENT: Final = "ledger.payment."
-_REFUND: Final = "ledger.refund."
-_MERCHANT: Final = "ledger.merchant."
-# A change of state is a row; a change of anything else, and a deletion, is none.
-_STATELESS_WORDS: Final = frozenset({"updated", "deleted"})
+_BY_NOUN: Final[Mapping[str, Table]] = {
+    "payment": Table.PAYMENT_ANALYTICS,
+    "refund": Table.REFUNDS,
+    "entry": Table.LEDGER_ENTRIES,
+    "posting": Table.LEDGER_POSTINGS,
+    "payout": Table.PAYOUTS,
+    "merchant": Table.MERCHANTS,
+}
+_UPDATED: Final = "updated"
+_DELETED: Final = "deleted"
 # From here on a payment has its money, which may be less than was asked for.
 _SETTLED: Final = frozenset(
     {"completed", "escrow_held", "awaiting_release", "disputed", "resolved"}
@@ -37,7 +51,7 @@ class PoisonEventError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row on its way: the table and its values, in the column order of `streams.store`.
+    """A row on its way: the table and its values, in the column order of `streams.targets`.
 
     One that is `told_again` by a backfill says how things stand, and counts where that is news.
     """
@@ -60,15 +74,19 @@ class Watermark:
 def table_for(subject: str) -> Table | None:
     """Return the table an event on `subject` goes to, None when to none.
 
-    Asked before anything is parsed, since most events (postings, entries) go nowhere here.
+    Asked before anything is parsed. A change of state is a row, and one of anything else is none,
+    but for what has no states, or has terms beside them.
     """
-    if subject.startswith(_PAYMENT):
-        return None if subject[len(_PAYMENT) :] in _STATELESS_WORDS else Table.PAYMENT_ANALYTICS
-    if subject.startswith(_REFUND):
-        return None if subject[len(_REFUND) :] in _STATELESS_WORDS else Table.REFUNDS
-    if subject.startswith(_MERCHANT):
-        return Table.MERCHANTS
-    return None
+    root, _, rest = subject.partition(".")
+    noun, _, word = rest.partition(".")
+    table = _BY_NOUN.get(noun) if root == SUBJECT_ROOT else None
+    if table is None or table is Table.MERCHANTS:
+        return table
+    if word == _DELETED:
+        return Table.DELETIONS
+    if word == _UPDATED and table is not Table.PAYOUTS:
+        return None
+    return table
 
 
 def row_for(table: Table, subject: str, payload: bytes | None) -> Row | None:
@@ -108,9 +126,14 @@ def dollars(asset_amount: Decimal) -> Decimal:
 
 def amount(minor: object, asset: str) -> Decimal:
     """Turn an integer of minor units, written as text, into an exact amount of `asset`."""
+    return Decimal(minor_units(minor)).scaleb(-DECIMALS[asset])
+
+
+def minor_units(minor: object) -> int:
+    """Read an integer of minor units, written as text."""
     if not isinstance(minor, str) or _INTEGER.fullmatch(minor) is None:
         raise PoisonEventError(f"not an integer of minor units: {minor!r}")
-    return Decimal(int(minor)).scaleb(-DECIMALS[asset])
+    return int(minor)
 
 
 def _same_subject(event: ChangeEvent, subject: str) -> None:
@@ -178,6 +201,82 @@ def _refund(event: ChangeEvent) -> tuple[Any, ...] | None:
     )
 
 
+def _entry(event: ChangeEvent) -> tuple[Any, ...]:
+    row = event.row
+    return (
+        _moment(row["created_at"]),
+        event.id,
+        _text(row["id"]),
+        _name(row["merchant_id"]),
+        _text(row["kind"]),
+        _name(row["payment_id"]),
+        _name(row["payout_id"]),
+        _name(row["refund_id"]),
+        _name(row["reverses_id"]),
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
+def _posting(event: ChangeEvent) -> tuple[Any, ...]:
+    row = event.row
+    return (
+        _moment(row["created_at"]),
+        event.id,
+        _text(row["entry_id"]),
+        _number(row["seq"]),
+        _name(row["merchant_id"]),
+        _text(row["account_id"]),
+        _asset(row["asset"]),
+        minor_units(row["amount_minor"]),
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
+def _payout(event: ChangeEvent) -> tuple[Any, ...]:
+    """Map a payout's state, or the revision of its terms that came within a state.
+
+    Other updates map to the state that is known already, and so add nothing. Payouts from before
+    there were books of two modes do not tell theirs, and had terms that never changed.
+    """
+    row = event.row
+    return (
+        _moment(row["status_at"]),
+        event.id,
+        _text(row["id"]),
+        _text(row["merchant_id"]),
+        _name(row.get("mode")),
+        _status(event, row),
+        _number(row.get("revision", 1)),
+        _asset(row["asset"]),
+        minor_units(row["amount_minor"]),
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
+def _deletion(event: ChangeEvent) -> tuple[Any, ...]:
+    """Map the loss of a row; of those that never change the log has no more than the key."""
+    row = event.row
+    if event.table == Source.LEDGER_POSTINGS:
+        row_id = f"{_text(row['entry_id'])}/{_number(row['seq'])}"
+    else:
+        row_id = _text(row["id"])
+    return (
+        event.id,
+        event.table,
+        row_id,
+        _name(row.get("merchant_id")),
+        event.position,
+        event.ordinal,
+        event.committed_at,
+    )
+
+
 def _merchant(event: ChangeEvent) -> tuple[Any, ...]:
     row = event.row
     deleted = event.operation is Operation.DELETE
@@ -198,15 +297,20 @@ def _merchant(event: ChangeEvent) -> tuple[Any, ...]:
 _VALUES: Final[Mapping[Table, Callable[[ChangeEvent], tuple[Any, ...] | None]]] = {
     Table.PAYMENT_ANALYTICS: _payment,
     Table.REFUNDS: _refund,
+    Table.LEDGER_ENTRIES: _entry,
+    Table.LEDGER_POSTINGS: _posting,
+    Table.PAYOUTS: _payout,
+    Table.DELETIONS: _deletion,
     Table.MERCHANTS: _merchant,
 }
 
 
 def _status(event: ChangeEvent, row: dict[str, Any]) -> str:
     status = _text(row["status"])
-    if event.operation is Operation.SNAPSHOT:
+    word = event.subject.rpartition(".")[2]
+    if event.operation is Operation.SNAPSHOT or word == _UPDATED:
         return status
-    if status != event.subject.rpartition(".")[2]:
+    if status != word:
         raise PoisonEventError(f"subject {event.subject}, but the row's status is {status!r}")
     return status
 
@@ -222,3 +326,20 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise PoisonEventError(f"text expected, not {value!r}")
     return value
+
+
+def _name(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PoisonEventError(f"an integer expected, not {value!r}")
+    return value
+
+
+def _asset(value: object) -> str:
+    asset = _text(value)
+    if asset not in DECIMALS:
+        raise PoisonEventError(f"unknown asset {asset!r}")
+    return asset

@@ -24,6 +24,9 @@ class WorkerSettings(OnlookerSettings):
     batch_size: int = Field(default=1000, ge=1, le=10_000)
     lease_ms: int = Field(default=4_000, ge=2_000, le=60_000)
     replicas: int = Field(default=1, ge=1, le=5)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Where Prometheus may ask; 0 asks for no metrics."""
+    metrics_host: str = "127.0.0.1"
 
 
 class StreamsSettings(WorkerSettings):
@@ -31,6 +34,12 @@ class StreamsSettings(WorkerSettings):
 
     warehouse_url: SecretStr
     batch_window_ms: int = Field(default=10, ge=0, le=10_000)
+
+
+class RiskSettings(StreamsSettings):
+    """What the risk worker needs; without a file of rules it takes those of the package."""
+
+    rules_file: Path | None = None
 
 
 class RealtimeSettings(WorkerSettings):

@@ -13,7 +13,6 @@ import streamlit as st
 
 from dashboards import charts, figures, session, tiles, warehouse
 from dashboards.language import Language, chosen_language
-from dashboards.session import Merchant
 from dashboards.settings import settings
 from dashboards.warehouse import Live, Peaks, Today, TypicalHour
 
@@ -27,17 +26,9 @@ def show() -> None:
     _peaks_part()
 
 
-def _proved_merchant() -> Merchant:
-    """The merchant, proved now; without one the whole app reruns and shows the login page."""
-    merchant = session.current_merchant(settings())
-    if merchant is None:
-        st.rerun(scope="app")
-    return merchant
-
-
 @st.fragment(run_every=LIVE_EVERY_S)
 def _live_part() -> None:
-    merchant, words = _proved_merchant(), chosen_language()
+    merchant, words = session.proved_merchant(settings()), chosen_language()
     try:
         live = warehouse.live(merchant.id, merchant.timezone.key)
         typical = warehouse.profile(merchant.id)
@@ -82,7 +73,7 @@ def _hours(
 
 @st.fragment(run_every=SLOW_EVERY_S)
 def _peaks_part() -> None:
-    merchant, words = _proved_merchant(), chosen_language()
+    merchant, words = session.proved_merchant(settings()), chosen_language()
     try:
         typical = warehouse.profile(merchant.id)
         peaks = warehouse.peaks(merchant.id)

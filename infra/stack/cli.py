@@ -267,7 +267,7 @@ def bench(context: typer.Context) -> None:
 
 @app.command(context_settings=commands.PASS_ON, add_help_option=False)
 def chaos(context: typer.Context) -> None:
-    """Kill capture, NATS and PostgreSQL under load: `./giovang chaos capture [--kills N]`."""
+    """Kill processes and servers under load: `./giovang chaos capture|streams [--kills N]`."""
     commands.enter_chaos(_settings(), context.args)
 
 

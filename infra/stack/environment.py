@@ -60,6 +60,9 @@ class Stack:
             "nats": self.nats_url,
             "nats_monitoring": f"http://{LOOPBACK}:{self.ports.nats_monitoring}",
             "capture_metrics": f"http://{LOOPBACK}:{self.ports.capture_metrics}/metrics",
+            "warehouse_metrics": f"http://{LOOPBACK}:{self.ports.warehouse_metrics}/metrics",
+            "realtime_metrics": f"http://{LOOPBACK}:{self.ports.realtime_metrics}/metrics",
+            "risk_metrics": f"http://{LOOPBACK}:{self.ports.risk_metrics}/metrics",
             "redis": f"redis://{LOOPBACK}:{self.ports.redis}/0",
             "ledger_db": f"postgresql://{LOOPBACK}:{self.ports.ledger_db}/{self.ledger.database}",
             "analytics_db": (
@@ -137,6 +140,7 @@ def streams(stack: Stack, state_dir: Path) -> dict[str, str]:
         "GIOVANG_STREAMS_NATS_URL": stack.nats_url,
         "GIOVANG_STREAMS_WAREHOUSE_URL": stack.analytics.url("giovang_streams"),
         "GIOVANG_STREAMS_STATE_DIR": str(state_dir),
+        "GIOVANG_STREAMS_METRICS_PORT": str(stack.ports.warehouse_metrics),
     }
 
 
@@ -146,6 +150,15 @@ def realtime(stack: Stack, state_dir: Path) -> dict[str, str]:
         "GIOVANG_STREAMS_NATS_URL": stack.nats_url,
         "GIOVANG_STREAMS_REDIS_URL": stack.redis_url,
         "GIOVANG_STREAMS_STATE_DIR": str(state_dir),
+        "GIOVANG_STREAMS_METRICS_PORT": str(stack.ports.realtime_metrics),
+    }
+
+
+def risk(stack: Stack, state_dir: Path) -> dict[str, str]:
+    """The Faust worker that flags payments; its alerts are rows of the warehouse."""
+    return {
+        **streams(stack, state_dir),
+        "GIOVANG_STREAMS_METRICS_PORT": str(stack.ports.risk_metrics),
     }
 
 

@@ -31,6 +31,9 @@ class Ports:
     nats: int
     nats_monitoring: int
     capture_metrics: int
+    warehouse_metrics: int
+    realtime_metrics: int
+    risk_metrics: int
     redis: int
     localnet: int
 

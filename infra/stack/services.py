@@ -181,6 +181,12 @@ class _Builder:
             depends_on=("provision-capture", "redis"),
         )
         yield self._room(
+            "risk",
+            "streams.risk",
+            env=environment.risk(stack, self._own("risk", room=True)),
+            depends_on=("provision-capture", "migrate-warehouse"),
+        )
+        yield self._room(
             "modeller",
             "infra.modeller",
             env=environment.dbt(stack, self._own("modeller", room=True)),

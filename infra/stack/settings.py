@@ -31,6 +31,9 @@ class StackSettings(BaseSettings):
     nats_port: Port = 14222
     nats_monitoring_port: Port = 18222
     capture_metrics_port: Port = 19464
+    warehouse_metrics_port: Port = 19465
+    realtime_metrics_port: Port = 19466
+    risk_metrics_port: Port = 19467
     redis_port: Port = 16379
     localnet_port: Port = 18899
     localnet_slot_ms: int = Field(default=400, ge=10, le=10_000)

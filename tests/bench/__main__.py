@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import capture, core, pipeline, realtime
+from tests.bench import capture, core, pipeline, realtime, streams
 from tests.bench.frame import BenchError, Options, Report, progress_to_stderr
 
 DEFAULT_SEED = 7
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[Options], Report]] = {
     core.NAME: core.run,
     pipeline.NAME: pipeline.run,
     realtime.NAME: realtime.run,
+    streams.NAME: streams.run,
 }
 
 cli = typer.Typer(add_completion=False)

@@ -1,7 +1,7 @@
-"""Run chaos by name: `python -m tests.chaos capture [--kills N] [--seed S] [--short]`.
+"""Run chaos by name: `python -m tests.chaos capture|streams [--kills N] [--seed S] [--short]`.
 
-Progress goes to standard error, the account to standard output. Any difference between what was
-committed and what was streamed ends with status 1, what differs, and the command that repeats it.
+Progress goes to standard error, the account to standard output. Any difference between what there
+must be and what there is ends with status 1, what differs, and the command that repeats it.
 """
 
 import os
@@ -9,12 +9,16 @@ import signal
 import statistics
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, TypeVar
 
 import typer
 
-from tests.chaos import capture
+from tests.chaos import capture, streams
+from tests.chaos.storm import Size
 from tests.fixtures.services import default_tree
 
 DEFAULT_KILLS = 100
@@ -27,48 +31,25 @@ def chaos() -> None:
     """Kill the product's processes on a seeded schedule and compare what is left with the truth."""
 
 
+_Account = TypeVar("_Account")
+Kills = Annotated[int, typer.Option("--kills", min=1, help="How many to kill.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Fixes the schedule; any other run draws one.")
+]
+Short = Annotated[bool, typer.Option("--short", help="Smaller load, shorter faults.")]
+
+
 @cli.command("capture")
-def capture_chaos(
-    kills: int = typer.Option(DEFAULT_KILLS, "--kills", min=1, help="How many to kill."),
-    seed: int = typer.Option(None, "--seed", help="Fixes the schedule; any other run draws one."),
-    short: bool = typer.Option(False, "--short", help="Smaller load, shorter faults."),
-) -> None:
+def capture_chaos(kills: Kills = DEFAULT_KILLS, seed: Seed = None, short: Short = False) -> None:
     """Kill capture, NATS and PostgreSQL under load; compare stream and database row by row."""
-    signal.signal(signal.SIGTERM, _end)
-    seed = int.from_bytes(os.urandom(4)) if seed is None else seed
-    given = os.environ.get("GIOVANG_TEST_POSTGRES_TREE")
-    begun = time.monotonic()
-
-    def progress(step: str) -> None:
-        typer.echo(f"[{time.monotonic() - begun:6.1f} s] {step}", err=True)
-
-    repeat = f"python -m tests.chaos capture --kills {kills} --seed {seed}"
-    repeat += " --short" if short else ""
-    progress(f"seed {seed}")
     size = capture.SHORT if short else capture.LONG
-    try:
-        account = capture.run(kills, seed, size, Path(given) if given else default_tree(), progress)
-    except AssertionError as difference:
-        typer.echo(f"FAILED: {difference}\nrepeat with: {repeat}", err=True)
-        raise typer.Exit(1) from difference
-    except BaseException:
-        typer.echo(f"not finished; repeat with: {repeat}", err=True)
-        raise
-    typer.echo(_told(account))
-
-
-def _told(account: capture.Account) -> str:
-    """Return the final account."""
+    account = _run("capture", capture.run, kills, seed, size)
     lines = [
         (
             f"seed {account.seed}: {account.kills} kills, {account.changes} changes, "
             f"same set, same order, zero extra, in {account.duration_s:.0f} s"
         ),
-        *(f"  {fault}: {count}" for fault, count in sorted(account.faults.items())),
-        (
-            f"seconds to recover: p50 {statistics.median(account.recovered_s):.1f}, "
-            f"max {max(account.recovered_s):.1f}, {len(account.recovered_s)} times"
-        ),
+        *_suffered(account.faults, account.recovered_s),
         (
             f"capture processes started: {account.starts}; writers lost their connection: "
             f"{account.lost_connections} times"
@@ -80,7 +61,64 @@ def _told(account: capture.Account) -> str:
             for table, checksum in account.checksums.items()
         ),
     ]
-    return "\n".join(lines)
+    typer.echo("\n".join(lines))
+
+
+@cli.command("streams")
+def streams_chaos(kills: Kills = DEFAULT_KILLS, seed: Seed = None, short: Short = False) -> None:
+    """Kill workers, NATS and TimescaleDB under load; compare stream and tables row by row."""
+    size = streams.SHORT if short else streams.LONG
+    account = _run("streams", streams.run, kills, seed, size)
+    lines = [
+        (
+            f"seed {account.seed}: {account.kills} kills, {account.events} events, every one in "
+            f"its table once, in order, zero extra, in {account.duration_s:.0f} s"
+        ),
+        *_suffered(account.faults, account.recovered_s),
+        f"workers started: {account.starts}",
+        *(f"  {table}: {rows} rows" for table, rows in account.rows.items()),
+    ]
+    typer.echo("\n".join(lines))
+
+
+def _run(
+    name: str,
+    run: Callable[[int, int, Size, Path, Callable[[str], None]], _Account],
+    kills: int,
+    seed: int | None,
+    size: Size,
+) -> _Account:
+    """Run a suite; a difference ends this program."""
+    signal.signal(signal.SIGTERM, _end)
+    seed = int.from_bytes(os.urandom(4)) if seed is None else seed
+    given = os.environ.get("GIOVANG_TEST_POSTGRES_TREE")
+    begun = time.monotonic()
+
+    def progress(step: str) -> None:
+        typer.echo(f"[{time.monotonic() - begun:6.1f} s] {step}", err=True)
+
+    repeat = f"python -m tests.chaos {name} --kills {kills} --seed {seed}"
+    repeat += "" if size.long_stalls else " --short"
+    progress(f"seed {seed}")
+    try:
+        return run(kills, seed, size, Path(given) if given else default_tree(), progress)
+    except AssertionError as difference:
+        typer.echo(f"FAILED: {difference}\nrepeat with: {repeat}", err=True)
+        raise typer.Exit(1) from difference
+    except BaseException:
+        typer.echo(f"not finished; repeat with: {repeat}", err=True)
+        raise
+
+
+def _suffered(faults: Counter[str], recovered_s: list[float]) -> list[str]:
+    """Return what was done to the system, and how long it took to recover."""
+    return [
+        *(f"  {fault}: {count}" for fault, count in sorted(faults.items())),
+        (
+            f"seconds to recover: p50 {statistics.median(recovered_s):.1f}, "
+            f"max {max(recovered_s):.1f}, {len(recovered_s)} times"
+        ),
+    ]
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

@@ -9,21 +9,21 @@ decoder of its own tells what was committed; any difference raises `AssertionErr
 """
 
 import random
-import shutil
-import tempfile
-import threading
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import psycopg
 
 from tests.chaos.keeper import Keeper, kill_postgres
 from tests.chaos.load import Load
+from tests.chaos.storm import Size, Storm, Victim, chaos_folder, through
 from tests.fixtures.brokers import start_broker
 from tests.fixtures.capture import CaptureProcess, CaptureRoom, capture_room
 from tests.fixtures.checksum import Comparison
@@ -34,11 +34,9 @@ RECOVERY_TIMEOUT_S = 150.0
 GROWTH_TIMEOUT_S = 10.0
 AUDIT_EVERY_ROUNDS = 4
 STREAM_MAX_BYTES = 8 * 1024**3
-LONG_STALL_S = 18.0
-"""Longer than a publisher waits for an acknowledgement, and than a leader may be silent."""
 _LOOK_S = 0.1
-_KILLS = ("capture killed", "NATS killed", "PostgreSQL killed")
-_FAULTS = {
+_NUMBERS = re.compile(r"[0-9a-fA-F]*[0-9][0-9a-fA-F/-]*")
+_WEIGHTS = {
     "capture killed": 50,
     "NATS killed": 16,
     "PostgreSQL killed": 16,
@@ -65,16 +63,6 @@ class Account:
     checksums: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much is on its way at once, how many faults hit a round, and how long they last."""
-
-    large: int
-    faults: tuple[int, int]
-    longest_s: float
-    long_stalls: bool
-
-
 LONG = Size(large=12_000, faults=(1, 9), longest_s=4.0, long_stalls=True)
 SHORT = Size(large=3000, faults=(2, 5), longest_s=1.5, long_stalls=False)
 
@@ -86,6 +74,7 @@ class Chaos:
         self,
         room: CaptureRoom,
         wires: list[dict[str, Wire]],
+        processes: list[CaptureProcess],
         keeper: Keeper,
         load: Load,
         *,
@@ -94,13 +83,25 @@ class Chaos:
         progress: Callable[[str], None],
     ) -> None:
         self._room = room
-        self._wires = wires
+        self._processes = processes
         self._keeper = keeper
         self._load = load
         self._chance = random.Random(seed)
         self._size = size
         self._progress = progress
-        self._schedule = threading.Event()
+        self._storm = Storm(
+            "capture",
+            keeper,
+            wires,
+            {
+                "PostgreSQL": Victim(partial(kill_postgres, room.database), room.database.start),
+                "NATS": Victim(room.broker.kill, room.broker.start),
+            },
+            weights=_WEIGHTS,
+            active=self._active,
+            chance=self._chance,
+            size=size,
+        )
         self._comparison = Comparison()
         self._sequence = 0
         self.account = Account(seed)
@@ -110,13 +111,13 @@ class Chaos:
         begun = time.monotonic()
         self._recover(begun)
         rounds = 0
-        while self.account.kills < kills:
+        while self._storm.toll.kills < kills:
             rounds += 1
-            told = self._round(kills - self.account.kills)
+            told = self._round(kills - self._storm.toll.kills)
             if rounds % AUDIT_EVERY_ROUNDS == 0:
                 self._audit()
             self._progress(
-                f"{self.account.kills}/{kills} kills: {told}; recovered in "
+                f"{self._storm.toll.kills}/{kills} kills: {told}; recovered in "
                 f"{self.account.recovered_s[-1]:.1f} s, {self._comparison.compared} changes equal"
             )
         self._load.end()
@@ -130,7 +131,8 @@ class Chaos:
         account.changes = self._comparison.compared
         account.counts = self._comparison.source.counts
         account.checksums = self._comparison.source.texts()
-        account.starts, account.reasons = self._keeper.starts, self._keeper.reasons()
+        account.kills, account.faults = self._storm.toll.kills, self._storm.toll.faults
+        account.starts, account.reasons = self._keeper.starts, self._reasons()
         account.lost_connections = self._load.lost_connections
         account.duration_s = time.monotonic() - begun
 
@@ -139,17 +141,7 @@ class Chaos:
         shape = self._chance.choice(("small", "rows", "copy", "open", "open and rows"))
         end = self._begin(shape)
         self._grow(self._chance.randint(1, self._size.large // 2))
-        told = []
-        for number in range(self._chance.randint(*self._size.faults)):
-            if number:
-                # Long enough at times for a process to be starting, at times to be streaming.
-                self._schedule.wait(self._chance.uniform(0.05, 1.5 * self._size.longest_s))
-            fault = self._chance.choices(list(_FAULTS), list(_FAULTS.values()))[0]
-            if fault in _KILLS:
-                if kills_left == 0:
-                    break
-                kills_left -= 1
-            told.append(self._strike(fault))
+        told = self._storm.blow(kills_left)
         self._recover(time.monotonic())
         if end is not None:
             end()
@@ -163,65 +155,13 @@ class Chaos:
             self._load.copy(self._chance.randint(500, self._size.large // 3))
         return end
 
-    def _strike(self, fault: str) -> str:
-        account = self.account
-        account.faults[fault] += 1
-        account.kills += fault in _KILLS
-        if fault == "capture killed":
-            return f"{fault} ({self._kill_capture()})"
-        if fault == "NATS killed":
-            self._room.broker.kill()
-            self._schedule.wait(self._chance.uniform(0, 1))
-            self._room.broker.start()
-            return fault
-        if fault == "PostgreSQL killed":
-            kill_postgres(self._room.database)
-            self._schedule.wait(self._chance.uniform(0, 1))
-            self._room.database.start()
-            return fault
-        seconds = self._chance.uniform(0.2, self._size.longest_s)
-        if self._size.long_stalls and self._chance.random() < 0.2:
-            seconds = LONG_STALL_S
-        if fault == "capture frozen":
-            return f"{fault} for {self._freeze(seconds):.1f} s"
-        return self._harm_wires(fault, seconds)
-
-    def _kill_capture(self) -> str:
-        """Kill the active process mostly, else the one that waits, else both."""
-        active = self._active()
-        whom = self._chance.choices(("active", "standby", "both"), (6, 1, 2))[0]
-        for process in self._keeper.processes:
-            if whom == "both" or (process is active) == (whom == "active"):
-                self._keeper.kill(process)
-        return whom
-
-    def _freeze(self, seconds: float) -> float:
-        process = self._active()
-        child = process.process
-        assert child is not None
-        process.freeze()
-        self._schedule.wait(seconds)
-        # The keeper may have started it anew meanwhile, if something killed it.
-        if process.process is child and child.poll() is None:
-            process.thaw()
-        return seconds
-
-    def _harm_wires(self, fault: str, seconds: float) -> str:
-        """Cut or stall the connections to one server, of one process or of both."""
-        server = self._chance.choice(("PostgreSQL", "NATS"))
-        active = self._keeper.processes.index(self._active())
-        chosen = self._chance.choice(([active], [0, 1]))
-        wires = [self._wires[number][server] for number in chosen]
-        if fault == "connections cut":
-            for wire in wires:
-                wire.cut()
-            return f"{fault} to {server}"
-        for wire in wires:
-            wire.stall()
-        self._schedule.wait(seconds)
-        for wire in wires:
-            wire.release()
-        return f"{fault} to {server} for {seconds:.1f} s"
+    def _reasons(self) -> Counter[str]:
+        """Count why processes ended by themselves, numbers left out."""
+        return Counter(
+            _NUMBERS.sub("N", reason.partition(";")[0])[:110].strip()
+            for process in self._processes
+            for reason in process.reasons()
+        )
 
     def _active(self) -> CaptureProcess:
         """Return the process that captures, by its own word in the database; else any."""
@@ -233,18 +173,18 @@ class Chaos:
             ).fetchall()
         by_pid = {
             process.process.pid: process
-            for process in self._keeper.processes
+            for process in self._processes
             if process.process is not None
         }
         known = [by_pid[pid] for (pid,) in rows if pid in by_pid]
-        return known[0] if known else self._chance.choice(self._keeper.processes)
+        return known[0] if known else self._chance.choice(self._processes)
 
     def _grow(self, messages: int) -> None:
         """Wait until the stream grew by so many messages, or for a while."""
         enough = self._room.ledger.last_sequence() + messages
         deadline = time.monotonic() + GROWTH_TIMEOUT_S
         while self._room.ledger.last_sequence() < enough and time.monotonic() < deadline:
-            self._schedule.wait(_LOOK_S)
+            self._storm.wait(_LOOK_S)
 
     def _recover(self, since: float) -> None:
         """Wait until what is committed now is on the stream; note the time since the last fault."""
@@ -255,9 +195,9 @@ class Chaos:
             self._load.check()
             assert time.monotonic() < deadline, (
                 f"a heartbeat is not on the stream after {RECOVERY_TIMEOUT_S:g} s; capture ended "
-                f"with {dict(self._keeper.reasons())}"
+                f"with {dict(self._reasons())}"
             )
-            self._schedule.wait(_LOOK_S)
+            self._storm.wait(_LOOK_S)
         self.account.recovered_s.append(time.monotonic() - since)
 
     def _audit(self) -> None:
@@ -271,10 +211,12 @@ def run(kills: int, seed: int, size: Size, tree: Path, progress: Callable[[str],
     """Run chaos on servers of its own until `kills` processes were killed."""
     with _ground(tree, progress) as (room, wires), ExitStack() as parts:
         processes = [_process(room, pair, number) for number, pair in enumerate(wires)]
-        keeper = parts.enter_context(Keeper(processes))
+        keeper = parts.enter_context(Keeper(processes, lambda process: process.ready))
         load = Load(room, seed)
         with load:
-            chaos = Chaos(room, wires, keeper, load, seed=seed, size=size, progress=progress)
+            chaos = Chaos(
+                room, wires, processes, keeper, load, seed=seed, size=size, progress=progress
+            )
             chaos.run(kills)
     return chaos.account
 
@@ -288,10 +230,7 @@ def _process(room: CaptureRoom, wires: dict[str, Wire], number: int) -> CaptureP
         ("GIOVANG_INGEST_DATABASE_URL", "PostgreSQL"),
         ("GIOVANG_INGEST_NATS_URL", "NATS"),
     ):
-        parts = urlsplit(env[name])
-        userinfo, at, _ = parts.netloc.rpartition("@")
-        through = parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{wires[server].port}")
-        env[name] = urlunsplit(through)
+        env[name] = through(env[name], wires[server])
     return CaptureProcess(env, folder)
 
 
@@ -300,9 +239,7 @@ def _ground(
     tree: Path, progress: Callable[[str], None]
 ) -> Iterator[tuple[CaptureRoom, list[dict[str, Wire]]]]:
     """Start a ledger, a NATS server and two pairs of wires; stop and remove all after."""
-    with ExitStack() as parts:
-        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="giovang-chaos-")))
-        folder.chmod(0o711)
+    with chaos_folder(progress) as (folder, parts):
         progress("starting PostgreSQL and NATS, applying the migrations")
         database = start_ledger(folder, tree)
         parts.callback(database.stop)
@@ -321,21 +258,8 @@ def _ground(
         )
         try:
             yield room, wires
-        except BaseException:
-            progress(f"what every process logged is kept in {_keep_logs(folder)}")
-            raise
         finally:
             # A run that is ended while a server is down still leaves by the door.
             for server in (database, broker):
                 if server.process is None:
                     server.start()
-
-
-def _keep_logs(folder: Path) -> Path:
-    """Copy the logs out of a folder that is about to go."""
-    kept = Path(tempfile.mkdtemp(prefix="giovang-chaos-failed-"))
-    for log in folder.rglob("*.log"):
-        place = kept / log.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(log, place)
-    return kept

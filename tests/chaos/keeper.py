@@ -1,28 +1,31 @@
-"""Keeps capture processes alive as a supervisor does, and remembers why each one ended."""
+"""Keeps processes alive as a supervisor does."""
 
 import contextlib
-import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import psutil
 
-from tests.fixtures.capture import READY_TIMEOUT_S, CaptureProcess, poll
+from tests.fixtures.capture import READY_TIMEOUT_S, KeptProcess, poll
 from tests.fixtures.services import DatabaseServer
 
 _LOOK_S = 0.05
 _END_TIMEOUT_S = 30.0
-_NUMBERS = re.compile(r"[0-9a-fA-F]*[0-9][0-9a-fA-F/-]*")
 
 
 class Keeper:
-    """Starts each process again whenever it ends; `with` starts them all and leaves none behind."""
+    """Starts each process again whenever it ends; `with` starts them all and leaves none behind.
 
-    def __init__(self, processes: Sequence[CaptureProcess]) -> None:
+    `well` says of a process that is up whether it works or stands by.
+    """
+
+    def __init__(
+        self, processes: Sequence[KeptProcess], well: Callable[[KeptProcess], bool]
+    ) -> None:
         self.processes = processes
+        self._well = well
         self.starts = 0
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -45,7 +48,7 @@ class Keeper:
         for process in self.processes:
             process.close()
 
-    def kill(self, process: CaptureProcess) -> None:
+    def kill(self, process: KeptProcess) -> None:
         """SIGKILL a process; it is started again at once."""
         with self._lock:
             if process.process is not None:
@@ -63,22 +66,14 @@ class Keeper:
         Each is waited for until it says that it works or stands by, since before that it may end in
         any way.
         """
-        poll(self._all_ready, what="every capture process works", timeout_s=READY_TIMEOUT_S)
+        poll(self._all_well, what="every process is well", timeout_s=READY_TIMEOUT_S)
         self._let_go()
         return [process.stop() for process in self.processes if process.process is not None]
 
-    def reasons(self) -> Counter[str]:
-        """Count why processes ended by themselves, numbers left out."""
-        return Counter(
-            _NUMBERS.sub("N", reason.partition(";")[0])[:110].strip()
-            for process in self.processes
-            for reason in process.reasons()
-        )
-
-    def _all_ready(self) -> bool:
+    def _all_well(self) -> bool:
         self.check()
         with self._lock:
-            return all(process.ready for process in self.processes)
+            return all(self._well(process) for process in self.processes)
 
     def _let_go(self) -> None:
         self._end.set()
@@ -86,7 +81,7 @@ class Keeper:
             self._thread.join(_END_TIMEOUT_S)
             assert not self._thread.is_alive(), "the keeper did not end"
 
-    def _start(self, process: CaptureProcess) -> None:
+    def _start(self, process: KeptProcess) -> None:
         process.start(ready=False)
         self.starts += 1
 

@@ -247,7 +247,7 @@ PUBLICATION = "ALTER PUBLICATION payment_gateway_publication"
             "merchants.timezone is integer where text is needed",
         ),
         ("ALTER TABLE merchants REPLICA IDENTITY DEFAULT", "merchants lacks REPLICA IDENTITY FULL"),
-        (f"{PUBLICATION} DROP TABLE refunds", "refunds is not published, which raw.refunds would"),
+        (f"{PUBLICATION} DROP TABLE refunds", "refunds is not published, which raw.refunds, "),
         (
             f"{PUBLICATION} SET TABLE merchants (id), payments, refunds",
             "merchants.name is missing, which breaks raw.merchants.name",

@@ -5,18 +5,26 @@ warehouse that is away costs time, not events; a poison event stops nothing and 
 """
 
 import json
+import re
+import resource
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from ingest.contract import HEADER_EVENT_ID, SCHEMA_VERSION, STREAM
-from streams.contract import DEADLETTER_STREAM, WAREHOUSE_DEADLETTER_SUBJECT, DeadLetterHeader
+from streams.contract import (
+    DEADLETTER_STREAM,
+    WAREHOUSE_DEADLETTER_SUBJECT,
+    DeadLetterHeader,
+    Table,
+)
 from tests.fixtures import ledger_stream as ledger
 from tests.fixtures.services import BrokerServer, DatabaseServer
 from tests.fixtures.warehouse import (
@@ -30,6 +38,10 @@ from tests.fixtures.warehouse import (
 )
 from tests.fixtures.workers import eventually, eventually_async
 
+LIVES = 800
+# A worker that kept a backlog of this many events in memory would grow by many times the limit.
+BACKLOG_LIVES = 1500
+MOST_GROWTH_MIB = 20
 OFFSET_SUBJECT = "faust.group.giovang-warehouse.offset.ledger.0"
 
 ROWS = """
@@ -38,12 +50,22 @@ SELECT event_id, time, merchant_id, amount_vnd, amount_usd, currency, chain, pay
        committed_at, recorded_at
 FROM raw.payment_analytics ORDER BY position, ordinal
 """
-EVERYTHING = """
-SELECT md5(coalesce((SELECT string_agg(p::text, '|' ORDER BY p.event_id)
-                     FROM raw.payment_analytics p), '')),
-       (SELECT string_agg(r::text, '|' ORDER BY r.event_id) FROM raw.refunds r),
-       (SELECT string_agg(m::text, '|' ORDER BY m.merchant_id) FROM raw.merchants m),
-       (SELECT w::text FROM raw.watermark w)
+TABLE_ROWS = "SELECT t::text FROM {} AS t ORDER BY 1"
+EVENTS = "SELECT event_id FROM {} ORDER BY position, ordinal"
+LEDGER = {
+    "payment": Table.PAYMENT_ANALYTICS,
+    "entry": Table.LEDGER_ENTRIES,
+    "posting": Table.LEDGER_POSTINGS,
+    "payout": Table.PAYOUTS,
+}
+NOT_BALANCED = """
+SELECT entry_id, asset FROM raw.ledger_postings
+GROUP BY entry_id, asset
+HAVING (sum(amount_minor), count(*)) <> (0, CASE asset WHEN 'USDC' THEN 2 ELSE 4 END)
+"""
+WAITERS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE application_name = 'giovang-warehouse' AND wait_event_type = 'Lock'
 """
 OUT_OF_ORDER = """
 SELECT count(*) FROM (
@@ -90,34 +112,42 @@ async def wait_for_offset(client: Client, wanted: int, within_s: float = 30.0) -
     await eventually_async(reached, within_s=within_s, what=f"offset {wanted} committed")
 
 
-def payment_ids(messages: Iterable[ledger.Message]) -> list[str]:
-    return [
-        message.headers[HEADER_EVENT_ID]
-        for message in messages
-        if message.subject.startswith("ledger.payment.")
-    ]
+def everything(warehouse: Warehouse) -> dict[str, list[tuple[Any, ...]]]:
+    """Return every row of every table, as it is and when it was recorded."""
+    return {table: warehouse.query(TABLE_ROWS.format(table)) for table in Table}
+
+
+def verify_exactly(warehouse: Warehouse, messages: Iterable[ledger.Message]) -> None:
+    """Check that each event of the ledger has its one row, and that entries are whole."""
+    expected: dict[str, list[str]] = {noun: [] for noun in LEDGER}
+    for message in messages:
+        expected[message.subject.split(".")[1]].append(message.headers[HEADER_EVENT_ID])
+    for noun, table in LEDGER.items():
+        found = [row[0] for row in warehouse.query(EVENTS.format(table))]
+        assert found == expected[noun], table
+    assert warehouse.query(NOT_BALANCED) == []
 
 
 async def test_kills_lose_and_repeat_nothing(
     client: Client, warehouse: Warehouse, environment: dict[str, str]
 ) -> None:
-    messages = await publish(client, ledger.lives(0, 1500))
-    expected = payment_ids(messages)
+    messages = await publish(client, ledger.lives(0, LIVES))
+    expected = 3 * LIVES
     # Small batches, so that a fast machine too is killed in the middle of its work.
     small = {**environment, "GIOVANG_STREAMS_BATCH_SIZE": "20"}
     for share in (5, 4, 3):
         with worker(small) as running:
             running.wait_ready()
-            warehouse.wait_for_rows(len(expected) // share)
+            warehouse.wait_for_rows(expected // share)
             running.kill()
-    assert warehouse.value(COUNT) < len(expected), "the kills came too late to prove anything"
+    assert warehouse.value(COUNT) < expected, "the kills came too late to prove anything"
     with worker(environment) as running:
         warehouse.wait_for(messages[-1])
         await wait_for_offset(client, len(messages) + 1)
         assert running.stop() == 0
         assert running.output.read_bytes() == b""
+    verify_exactly(warehouse, messages)
     rows = warehouse.query(ROWS)
-    assert [row[0] for row in rows] == expected
     assert warehouse.value(OUT_OF_ORDER) == 0
     first, last = rows[0], rows[-1]
     assert first[1:13] == (
@@ -134,7 +164,7 @@ async def test_kills_lose_and_repeat_nothing(
         Decimal("1.005"),
         0,
     )
-    assert (last[8], last[12], last[13]) == ("completed", 250, f"payer{1499 % 17}")
+    assert (last[8], last[12], last[13]) == ("completed", 250, f"payer{(LIVES - 1) % 17}")
 
 
 async def test_a_replay_from_the_start_changes_nothing(
@@ -176,7 +206,7 @@ async def test_a_replay_from_the_start_changes_nothing(
         warehouse.wait_for(messages[-1])
         await wait_for_offset(client, len(messages) + 1)
         assert running.stop() == 0
-    before = warehouse.query(EVERYTHING)
+    before = everything(warehouse)
     assert warehouse.query("SELECT name, position FROM raw.merchants") == [("Quán mới", 2_000_000)]
     assert warehouse.query("SELECT status, amount_vnd FROM raw.refunds") == [("requested", 5000)]
     committed = warehouse.value("SELECT committed_through FROM raw.watermark")
@@ -187,7 +217,7 @@ async def test_a_replay_from_the_start_changes_nothing(
         running.wait_ready()
         await wait_for_offset(client, len(messages) + 1)
         assert running.stop() == 0
-    assert warehouse.query(EVERYTHING) == before
+    assert everything(warehouse) == before
 
 
 async def test_a_stopped_warehouse_costs_time_not_events(
@@ -220,7 +250,68 @@ async def test_a_stopped_warehouse_costs_time_not_events(
     with worker(environment) as successor:
         warehouse.wait_for(messages[-1])
         assert successor.stop() == 0
-    assert [row[0] for row in warehouse.query(ROWS)] == payment_ids(messages)
+    verify_exactly(warehouse, messages)
+
+
+async def test_a_warehouse_killed_under_load_gets_everything_once(
+    client: Client, warehouse: Warehouse, environment: dict[str, str]
+) -> None:
+    at = ledger.START + timedelta(days=2)
+    asked = ledger.payout_row(1, "requested", at)
+    change = ledger.change("payouts", asked, position=5_000_000, ordinal=1, at=at)
+    payout = ledger.event_message(change)
+    small = {**environment, "GIOVANG_STREAMS_BATCH_SIZE": "50"}
+    messages = await publish(client, [*ledger.lives(0, LIVES), payout])
+    with worker(small) as running:
+        for share in (4, 2):
+            warehouse.wait_for_rows(3 * LIVES // share)
+            warehouse.server.kill()
+            eventually(
+                lambda: "warehouse away" in running.listen(), within_s=20, what="status says so"
+            )
+            warehouse.server.start()
+            assert warehouse.place() != tuple(ledger.place(messages[-1])), "killed too late"
+        warehouse.wait_for(messages[-1])
+        assert running.stop() == 0
+    verify_exactly(warehouse, messages)
+
+
+async def test_a_slow_warehouse_holds_the_stream_back_and_not_in_memory(
+    client: Client, warehouse: Warehouse, environment: dict[str, str]
+) -> None:
+    messages = await publish(client, ledger.lives(0, 20))
+    with worker({**environment, "GIOVANG_STREAMS_BATCH_SIZE": "100"}) as running:
+        warehouse.wait_for(messages[-1])
+        with psycopg.connect(warehouse.url) as holder:
+            holder.execute("LOCK TABLE raw.ledger_postings IN SHARE MODE")
+            messages += await publish(client, ledger.lives(20, 20))
+            eventually(lambda: warehouse.value(WAITERS), within_s=10, what="the worker waits")
+            before_mib = resident_mib(running.process.pid)
+            messages += await publish(client, ledger.lives(40, BACKLOG_LIVES))
+            # PostgreSQL ends the wait for the lock, and the worker says that it waits itself.
+            eventually(
+                lambda: behind(running.listen(), "warehouse away") >= 10 * BACKLOG_LIVES,
+                within_s=30,
+                what="it says so, and that nothing of the backlog is done",
+            )
+            eventually(lambda: warehouse.value(WAITERS), within_s=10, what="it tries again")
+            assert resident_mib(running.process.pid) - before_mib < MOST_GROWTH_MIB
+            holder.rollback()
+        warehouse.wait_for(messages[-1], within_s=120)
+        assert running.stop() == 0
+    verify_exactly(warehouse, messages)
+
+
+def resident_mib(pid: int) -> float:
+    """Return how much memory a process has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def behind(status: str, reason: str) -> int:
+    """Return how many events behind a worker says it is for `reason`, 0 where it says nothing."""
+    found = re.search(rf"{reason}.*; (\d+) events behind", status)
+    return int(found[1]) if found else 0
 
 
 async def test_a_poison_event_is_kept_and_its_neighbours_pass(
@@ -259,7 +350,7 @@ async def test_a_poison_event_is_kept_and_its_neighbours_pass(
         await wait_for_offset(client, len(messages) + 1)
         assert "6 dead letters" in eventually(running.listen, within_s=5, what="a status")
         assert running.stop() == 0
-    assert [row[0] for row in warehouse.query(ROWS)] == payment_ids(good)
+    verify_exactly(warehouse, good)
     letters = [
         await client.jetstream().get_msg(DEADLETTER_STREAM, seq=number) for number in range(1, 7)
     ]
@@ -306,4 +397,4 @@ async def test_a_batch_that_cannot_be_written_is_not_committed(
     with worker(environment) as running:
         warehouse.wait_for(messages[-1])
         assert running.stop() == 0
-    assert [row[0] for row in warehouse.query(ROWS)] == payment_ids(messages)
+    verify_exactly(warehouse, messages)

@@ -29,6 +29,7 @@ SERVICES = {
     "capture",
     "warehouse",
     "realtime",
+    "risk",
     "modeller",
     "dashboards",
 }
@@ -47,6 +48,7 @@ ALLOWED = {
     "capture": {"giovang_capture"},
     "warehouse": {"giovang_streams"},
     "realtime": {"redis"},
+    "risk": {"giovang_streams"},
     "modeller": {"giovang_dbt"},
     "dashboards": {"giovang_dashboards"},
     "localnet": set(),

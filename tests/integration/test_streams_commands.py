@@ -8,6 +8,8 @@ status` run them.
 import json
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import orjson
 import pytest
 from nats.aio.client import Client
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.stack.process import base_environment
 from ingest.contract import HEADER_EVENT_ID
@@ -216,6 +219,21 @@ async def test_a_corrected_event_has_its_one_effect(
     assert gone.returncode == 1
 
 
+def scraped(port: int, committed: int) -> dict[str, float] | None:
+    """Return what Prometheus gets of the worker once so much is committed, and noted."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    prefix = "giovang_streams_"
+    found = {
+        sample.name.removeprefix(prefix): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("processor") == "giovang-warehouse"
+    }
+    is_noted = "last_commit_timestamp_seconds" in found
+    return found if is_noted and found.get("committed_sequence") == committed else None
+
+
 async def test_status_tells_who_reads_how_far_and_what_waits(
     client: Client, warehouse: Warehouse, environment: dict[str, str]
 ) -> None:
@@ -232,7 +250,8 @@ async def test_status_tells_who_reads_how_far_and_what_waits(
     assert "giovang-warehouse is run by nobody" in complaints
 
     messages = await publish(client, ledger.lives(0, 20))
-    with worker(environment) as running:
+    port = free_port()
+    with worker({**environment, "GIOVANG_STREAMS_METRICS_PORT": str(port)}) as running:
         warehouse.wait_for(messages[-1])
 
         def caught_up() -> dict[str, Any] | None:
@@ -246,6 +265,11 @@ async def test_status_tells_who_reads_how_far_and_what_waits(
         (partition,) = standing["partitions"]
         assert (partition["behind_events"], partition["lag_ms"]) == (0, 0)
         assert partition["committed_at"] is not None
+        assert partition["events_per_s"] >= 0
+        first = eventually(lambda: scraped(port, len(messages)), within_s=10, what="metrics")
+        assert first["last_commit_timestamp_seconds"] <= time.time()
+        assert (first["active"], first["blocked"], first["lag_events"]) == (1, 0, 0)
+        assert first["events_total"] == first["rows_total"] == len(messages)
         assert running.stop() == 0
     more = await publish(client, ledger.lives(20, 5))
     code, standing, complaints = status()

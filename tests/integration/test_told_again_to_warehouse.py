@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from ingest.contract import ChangeEvent, timestamp_text
+from ingest.contract import ChangeEvent, Operation, subject_for, timestamp_text
+from streams.contract import Table
 from streams.rows import row_for, table_for
 from streams.store import Store
 from tests.fixtures import ledger_stream as ledger
@@ -17,7 +18,7 @@ from tests.fixtures.services import DatabaseServer
 
 AT = ledger.START + timedelta(days=900)
 NUMBER = 880_000
-TABLES = ("payment_analytics", "refunds", "merchants")
+TABLES = tuple(table for table in Table if table is not Table.WATERMARK)
 
 
 class Warehouse:
@@ -43,13 +44,33 @@ class Warehouse:
 
         asyncio.run(write(events))
 
-    def rows(self) -> list[list[tuple[Any, ...]]]:
+    def rows(self) -> dict[Table, list[tuple[Any, ...]]]:
         """Return every row, as it is and when it was recorded."""
         with psycopg.connect(self._server.superuser_url("analytics")) as database:
-            return [
-                database.execute(f"SELECT * FROM raw.{table} ORDER BY event_id".encode()).fetchall()  # noqa: S608
+            return {
+                table: database.execute(
+                    f"SELECT * FROM {table} ORDER BY event_id".encode()  # noqa: S608
+                ).fetchall()
                 for table in TABLES
-            ]
+            }
+
+    def count(self, table: str, column: str, value: str | None) -> int:
+        """Return how many rows have the value."""
+        with psycopg.connect(self._server.superuser_url("analytics")) as database:
+            statement = f"SELECT count(*) FROM {table} WHERE {column} = %s"  # noqa: S608
+            found = database.execute(statement.encode(), (value,)).fetchone()
+        assert found is not None
+        number: int = found[0]
+        return number
+
+    def terms(self, number: int) -> list[tuple[Any, ...]]:
+        """Return the states and revisions known of a payout, in their order."""
+        with psycopg.connect(self._server.superuser_url("analytics")) as database:
+            return database.execute(
+                "SELECT status, revision, amount_minor FROM raw.payouts WHERE payout_id = %s"
+                " ORDER BY time, revision",
+                (f"pyo_{number:026d}",),
+            ).fetchall()
 
     def states(self, number: int) -> list[str]:
         """Return the states known of a payment, in the order in which they were reached."""
@@ -86,6 +107,24 @@ def refund(number: int) -> ChangeEvent:
     return ledger.change("refunds", row, position=10**9 + number, ordinal=90, at=AT)
 
 
+def payout(number: int, status: str = "requested", after_s: int = 0, **terms: Any) -> ChangeEvent:
+    at = AT + timedelta(seconds=after_s)
+    row = ledger.payout_row(number, status, at, **terms)
+    return ledger.change("payouts", row, position=10**9 + number, ordinal=80 + after_s, at=at)
+
+
+def booked(number: int) -> list[ChangeEvent]:
+    """An entry and its six postings."""
+    rows = [
+        ("ledger_entries", ledger.entry_row(number, AT)),
+        *(("ledger_postings", ledger.posting_row(number, leg, AT)) for leg in range(1, 7)),
+    ]
+    return [
+        ledger.change(table, row, position=10**9 + number, ordinal=70 + place, at=AT)
+        for place, (table, row) in enumerate(rows)
+    ]
+
+
 def merchant(number: int, name: str, position: int) -> ChangeEvent:
     row = ledger.merchant_row(number, name)
     return ledger.change("merchants", row, position=position, ordinal=1, at=AT)
@@ -96,6 +135,8 @@ def test_what_is_known_changes_nothing(warehouse: Warehouse) -> None:
         payment(NUMBER, "created"),
         payment(NUMBER, "completed", 5),
         refund(NUMBER),
+        payout(NUMBER),
+        *booked(NUMBER),
         merchant(NUMBER, "Quán", 10**9),
     ]
     warehouse.take(*happened)
@@ -120,6 +161,73 @@ def test_what_is_not_known_is_added_once(warehouse: Warehouse) -> None:
     assert warehouse.states(number) == ["created", "completed"]
 
 
+def test_what_the_ledger_missed_is_added_once(warehouse: Warehouse) -> None:
+    number = NUMBER + 4
+    happened = [*booked(number), payout(number)]
+    again = [
+        ledger.told_again(event, position=2 * 10**9, ordinal=number + place)
+        for place, event in enumerate(happened)
+    ]
+    # Some is known, some is not; told twice in a batch, and then once more.
+    warehouse.take(*happened[:3])
+    warehouse.take(*again, *(replace(event, position=3 * 10**9) for event in again))
+    warehouse.take(*again)
+    assert warehouse.count("raw.ledger_entries", "entry_id", f"ent_{number:026d}") == 1
+    assert warehouse.count("raw.ledger_postings", "entry_id", f"ent_{number:026d}") == 6
+    assert warehouse.count("raw.payouts", "payout_id", f"pyo_{number:026d}") == 1
+    # What happened comes late, after it was told.
+    known = warehouse.rows()
+    warehouse.take(*happened)
+    assert warehouse.rows() == known
+
+
+def test_a_payouts_terms_are_known_by_their_revision(warehouse: Warehouse) -> None:
+    number = NUMBER + 5
+    asked, approved = payout(number), payout(number, "approved", 9, revision=2, amount_minor="7")
+    revised = replace(
+        payout(number, revision=2, amount_minor="7"),
+        operation=Operation.UPDATE,
+        subject="ledger.payout.updated",
+        before=asked.row,
+        ordinal=85,
+    )
+    touched = replace(revised, after={**revised.row, "requested_by": "another"}, ordinal=86)
+    # Late ones after newer ones.
+    warehouse.take(approved)
+    warehouse.take(revised, touched)
+    warehouse.take(touched, asked, ledger.told_again(approved, position=2 * 10**9))
+    assert warehouse.terms(number) == [
+        ("requested", 1, 9_007_199_254_740_993 + number),
+        ("requested", 2, 7),
+        ("approved", 2, 7),
+    ]
+
+
+def test_what_was_deleted_is_told_and_stays_history(warehouse: Warehouse) -> None:
+    number = NUMBER + 6
+    happened = [payment(number, "created"), *booked(number)]
+    warehouse.take(*happened)
+    known = warehouse.rows()
+    gone = [
+        replace(
+            event,
+            operation=Operation.DELETE,
+            subject=subject_for(event.table, Operation.DELETE),
+            before=event.row,
+            after=None,
+            position=2 * 10**9,
+            ordinal=number + place,
+        )
+        for place, event in enumerate(happened)
+    ]
+    warehouse.take(*gone)
+    warehouse.take(*gone)
+    assert {**warehouse.rows(), Table.DELETIONS: known[Table.DELETIONS]} == known
+    assert warehouse.count("raw.deletions", "merchant_id", happened[0].key) == 1 + 1 + 3
+    for row_id in (f"pay_{number:026d}", f"ent_{number:026d}", f"ent_{number:026d}/6"):
+        assert warehouse.count("raw.deletions", "row_id", row_id) == 1
+
+
 def test_what_happened_in_the_same_batch_is_known(warehouse: Warehouse) -> None:
     number = NUMBER + 2
     created = payment(number, "created")
@@ -131,7 +239,7 @@ def test_a_merchant_is_as_told_last(warehouse: Warehouse) -> None:
     number = NUMBER + 3
 
     def name() -> str:
-        found = [row for row in warehouse.rows()[2] if row[0] == f"mer_{number:026d}"]
+        found = [row for row in warehouse.rows()[Table.MERCHANTS] if row[0] == f"mer_{number:026d}"]
         assert len(found) == 1
         told: str = found[0][1]
         return told

@@ -4,7 +4,7 @@ Each reader is given real-looking events with one column taken away. Where that 
 reader makes of it, the column must be on the list with that reader, and nowhere else.
 """
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from api.realtime.model import pushed_step
-from ingest.columns import LIVE, NEEDED
-from ingest.contract import ChangeEvent, Table
+from ingest.columns import LIVE, NEEDED, RISK
+from ingest.contract import ChangeEvent, Operation, Table, subject_for
 from streams.contract import Table as Raw
 from streams.realtime import push_for
+from streams.risk.payments import payment_of
 from streams.rows import PoisonEventError, row_for
-from streams.store import STAGE
+from streams.targets import TARGETS
 from tests.fixtures import ledger_stream as ledger
 
 SOURCES = Path(__file__).parents[2] / "dbt" / "models" / "staging" / "_sources.yml"
 RAW = {
     Table.PAYMENTS: ("payment_analytics", Raw.PAYMENT_ANALYTICS),
     Table.REFUNDS: ("refunds", Raw.REFUNDS),
+    Table.PAYOUTS: ("payouts", Raw.PAYOUTS),
+    Table.LEDGER_ENTRIES: ("ledger_entries", Raw.LEDGER_ENTRIES),
+    Table.LEDGER_POSTINGS: ("ledger_postings", Raw.LEDGER_POSTINGS),
     Table.MERCHANTS: ("merchants", Raw.MERCHANTS),
 }
 LIVE_COLUMNS = {
@@ -43,6 +47,13 @@ def rows(table: Table) -> list[dict[str, Any]]:
     if table is Table.REFUNDS:
         row = ledger.refund_row(1, "completed", ledger.START)
         return [row | {"source": source} for source in ("payment", "excess")]
+    if table is Table.PAYOUTS:
+        return [ledger.payout_row(1, "requested", ledger.START, mode="live", revision=2)]
+    if table is Table.LEDGER_ENTRIES:
+        others = {"payout_id": "pyo_1", "refund_id": "rfd_1", "reverses_id": "ent_1"}
+        return [ledger.entry_row(1, ledger.START, **others)]
+    if table is Table.LEDGER_POSTINGS:
+        return [ledger.posting_row(1, 5, ledger.START)]
     row = ledger.payment_row(1, "completed", ledger.START, **LIVE_COLUMNS)
     return [row | {"settled_minor": settled} for settled in ("20000", "0")]
 
@@ -61,17 +72,12 @@ def without(original: ChangeEvent, name: str) -> ChangeEvent:
 
 def stored(table: Table, told: ChangeEvent) -> dict[str, Any] | str | None:
     """Return the raw row that the warehouse makes of an event."""
-    name, raw = RAW[table]
-    columns = next(
-        re.split(r",\s*", found[1].strip())
-        for statement in STAGE
-        if (found := re.search(rf"SELECT(.*?)FROM raw\.{name}\b", statement, re.DOTALL))
-    )
+    _, raw = RAW[table]
     try:
         row = row_for(raw, told.subject, told.to_bytes())
     except PoisonEventError:
         return "poison"
-    return None if row is None else dict(zip(columns, row.values, strict=True))
+    return None if row is None else dict(zip(TARGETS[raw].columns, row.values, strict=True))
 
 
 def shown(told: ChangeEvent) -> object:
@@ -80,6 +86,14 @@ def shown(told: ChangeEvent) -> object:
         push = push_for(told.subject, told.to_bytes())
         return None if push is None else pushed_step(push.text).message.text
     except (PoisonEventError, ValueError):
+        return "poison"
+
+
+def judged(told: ChangeEvent) -> object:
+    """Return what the risk rules know of an event."""
+    try:
+        return payment_of(told.subject, told.to_bytes(), 1)
+    except PoisonEventError:
         return "poison"
 
 
@@ -92,6 +106,8 @@ def readers_of(table: Table, name: str) -> set[str]:
             found.add("raw")
         if table is Table.PAYMENTS and shown(whole) != shown(told):
             found.add(LIVE)
+        if table is Table.PAYMENTS and judged(whole) != judged(told):
+            found.add(RISK)
     return found
 
 
@@ -99,8 +115,8 @@ def readers_of(table: Table, name: str) -> set[str]:
 def test_exactly_the_needed_columns_are_missed(table: Table) -> None:
     missed = {name: readers_of(table, name) for name in rows(table)[0]}
     listed = {
-        name: {LIVE if reader == LIVE else reader.partition(".")[0] for reader in need.readers}
-        & {LIVE, "raw"}
+        name: {one if one in {LIVE, RISK} else one.partition(".")[0] for one in need.readers}
+        & {LIVE, RISK, "raw"}
         for name, need in NEEDED[table].items()
     }
     assert {name: by for name, by in missed.items() if by} == {
@@ -132,6 +148,28 @@ def test_exactly_the_needed_columns_are_missed(table: Table) -> None:
         (Table.REFUNDS, "payment_id", "pay_9"),
         (Table.REFUNDS, "amount_minor", "7"),
         (Table.REFUNDS, "status_at", "2026-01-31T18:00:00.000000Z"),
+        (Table.PAYOUTS, "id", "pyo_9"),
+        (Table.PAYOUTS, "merchant_id", "mer_9"),
+        (Table.PAYOUTS, "mode", "test"),
+        (Table.PAYOUTS, "revision", 3),
+        (Table.PAYOUTS, "asset", "USD"),
+        (Table.PAYOUTS, "amount_minor", "7"),
+        (Table.PAYOUTS, "status_at", "2026-01-31T18:00:00.000000Z"),
+        (Table.LEDGER_ENTRIES, "id", "ent_9"),
+        (Table.LEDGER_ENTRIES, "merchant_id", "mer_9"),
+        (Table.LEDGER_ENTRIES, "kind", "reversal"),
+        (Table.LEDGER_ENTRIES, "payment_id", "pay_9"),
+        (Table.LEDGER_ENTRIES, "payout_id", "pyo_9"),
+        (Table.LEDGER_ENTRIES, "refund_id", "rfd_9"),
+        (Table.LEDGER_ENTRIES, "reverses_id", "ent_9"),
+        (Table.LEDGER_ENTRIES, "created_at", "2026-01-31T18:00:00.000000Z"),
+        (Table.LEDGER_POSTINGS, "entry_id", "ent_9"),
+        (Table.LEDGER_POSTINGS, "seq", 9),
+        (Table.LEDGER_POSTINGS, "merchant_id", "mer_9"),
+        (Table.LEDGER_POSTINGS, "account_id", "acc_9"),
+        (Table.LEDGER_POSTINGS, "asset", "USDC"),
+        (Table.LEDGER_POSTINGS, "amount_minor", "-7"),
+        (Table.LEDGER_POSTINGS, "created_at", "2026-01-31T18:00:00.000000Z"),
     ],
 )
 def test_a_column_reaches_the_raw_columns_that_it_is_listed_for(
@@ -166,13 +204,45 @@ def test_dbt_names_the_same_ledger_columns() -> None:
     assert named == listed
 
 
+@pytest.mark.parametrize("table", [table for table in RAW if table is not Table.MERCHANTS])
+def test_what_is_told_of_a_deleted_row_is_listed_too(table: Table) -> None:
+    """What is lost of it without a column; mode and terms of what is gone are not asked for."""
+    row = rows(table)[0]
+    gone = replace(
+        event(table, row),
+        operation=Operation.DELETE,
+        subject=subject_for(table, Operation.DELETE),
+        before=row,
+        after=None,
+    )
+
+    def lost(told: ChangeEvent) -> object:
+        try:
+            found = row_for(Raw.DELETIONS, told.subject, told.to_bytes())
+        except PoisonEventError:
+            return "poison"
+        return None if found is None else found.values
+
+    missed = {
+        name
+        for name in row
+        if lost(replace(gone, before={key: row[key] for key in row if key != name})) != lost(gone)
+    }
+    listed = {
+        name
+        for name, need in NEEDED[table].items()
+        if any(reader.startswith(f"{Raw.DELETIONS}.") for reader in need.readers)
+    }
+    # Whose it was is told where it is known: of what never changes the log has the key alone.
+    assert missed | {"merchant_id"} == listed
+
+
 def test_dbt_names_every_column_the_warehouse_writes() -> None:
     (source,) = yaml.safe_load(SOURCES.read_text(encoding="utf-8"))["sources"]
     described = {
         table["name"]: {column["name"] for column in table.get("columns", [])}
         for table in source["tables"]
     }
-    for table, (name, _) in RAW.items():
-        written = stored(table, event(table, rows(table)[0]))
-        assert isinstance(written, dict)
-        assert described[name] == set(written) | {"recorded_at"}
+    for table, target in TARGETS.items():
+        written = described[table.value.removeprefix("raw.")]
+        assert written == set(target.columns) | {"recorded_at"}, table

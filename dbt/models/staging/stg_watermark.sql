@@ -6,3 +6,4 @@ SELECT
     stream_sequence,
     updated_at
 FROM {{ source('raw', 'watermark') }}
+WHERE source = 'ledger'

@@ -20,6 +20,9 @@ PORTS = Ports(
     nats=20004,
     nats_monitoring=20005,
     capture_metrics=20009,
+    warehouse_metrics=20010,
+    realtime_metrics=20011,
+    risk_metrics=20012,
     redis=20006,
     localnet=20007,
 )
@@ -57,7 +60,7 @@ def test_no_business_row_is_written_before_capture_is_provided(
 def test_databases_end_after_everything_that_writes_to_them(services: dict[str, Service]) -> None:
     rooms = {"api", "watcher", "capture", "demo"}
     assert rooms <= set(dependents(services.values(), "ledger-db"))
-    assert {"warehouse", "modeller", "dashboards"} <= set(
+    assert {"warehouse", "risk", "modeller", "dashboards"} <= set(
         dependents(services.values(), "analytics-db")
     )
 
@@ -107,6 +110,28 @@ def test_a_room_gets_its_own_role_only(stack: Stack, services: dict[str, Service
         text = " ".join(services[name].env.values())
         held = {known for known in roles.values() if stack.secrets[known] in text}
         assert held == {role}, name
+
+
+def test_each_worker_serves_its_metrics_where_the_stack_says(
+    stack: Stack, services: dict[str, Service]
+) -> None:
+    ports = {
+        name: services[name].env[variable]
+        for name, variable in {
+            "capture": "GIOVANG_INGEST_METRICS_PORT",
+            "warehouse": "GIOVANG_STREAMS_METRICS_PORT",
+            "realtime": "GIOVANG_STREAMS_METRICS_PORT",
+            "risk": "GIOVANG_STREAMS_METRICS_PORT",
+        }.items()
+    }
+    assert ports == {
+        "capture": "20009",
+        "warehouse": "20010",
+        "realtime": "20011",
+        "risk": "20012",
+    }
+    for name, port in ports.items():
+        assert stack.endpoints()[f"{name}_metrics"] == f"http://127.0.0.1:{port}/metrics"
 
 
 def test_secrets_are_never_shown_by_accident(stack: Stack, services: dict[str, Service]) -> None:

@@ -1,11 +1,13 @@
 """Rows of the warehouse from change events: exact amounts, nothing guessed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from ingest.contract import Operation, subject_for
 from streams.contract import Table
 from streams.rows import PoisonEventError, Row, amount, dollars, row_for, table_for, watermark_for
 from tests.fixtures import ledger_stream as ledger
@@ -147,16 +149,21 @@ def test_subject_event_and_row_must_agree() -> None:
         ("ledger.payment.created", Table.PAYMENT_ANALYTICS),
         ("ledger.payment.escrow_held", Table.PAYMENT_ANALYTICS),
         ("ledger.payment.updated", None),
-        ("ledger.payment.deleted", None),
+        ("ledger.payment.deleted", Table.DELETIONS),
         ("ledger.refund.completed", Table.REFUNDS),
         ("ledger.refund.updated", None),
         ("ledger.merchant.created", Table.MERCHANTS),
         ("ledger.merchant.updated", Table.MERCHANTS),
         ("ledger.merchant.deleted", Table.MERCHANTS),
-        ("ledger.posting.recorded", None),
-        ("ledger.entry.posted", None),
-        ("ledger.payout.requested", None),
+        ("ledger.posting.recorded", Table.LEDGER_POSTINGS),
+        ("ledger.posting.deleted", Table.DELETIONS),
+        ("ledger.entry.posted", Table.LEDGER_ENTRIES),
+        ("ledger.entry.snapshot", Table.LEDGER_ENTRIES),
+        ("ledger.entry.updated", None),
+        ("ledger.payout.requested", Table.PAYOUTS),
+        ("ledger.payout.updated", Table.PAYOUTS),
         ("ledger.capture.heartbeat", None),
+        ("ledgers.payment.created", None),
     ],
 )
 def test_the_subject_alone_tells_the_table(subject: str, table: Table | None) -> None:
@@ -182,6 +189,103 @@ def test_a_refund_and_a_merchant_become_rows() -> None:
     row = row_for(Table.MERCHANTS, message.subject, message.payload)
     assert row is not None
     assert row.values[:6] == (merchant["id"], "Quán 4", "coffee", "Asia/Ho_Chi_Minh", "VN", None)
+
+
+def mapped(table: str, row: dict[str, Any], before: dict[str, Any] | None = None) -> Row:
+    """Map the event of a row of one of the ledger's tables."""
+    event = ledger.change(table, row, before=before, position=9, ordinal=1, at=AT)
+    raw = table_for(event.subject)
+    assert raw is not None
+    found = row_for(raw, event.subject, event.to_bytes())
+    assert found is not None
+    return found
+
+
+def test_an_entry_and_its_postings_become_rows_in_minor_units() -> None:
+    event = "0000000000000009-00000001"
+    entry = ledger.entry_row(3, AT, payout_id="pyo_1", reverses_id="ent_1", merchant_id=None)
+    assert mapped("ledger_entries", entry) == Row(
+        Table.LEDGER_ENTRIES,
+        (
+            *(AT, event, entry["id"], None, "payment_completed", entry["payment_id"], "pyo_1"),
+            *(None, "ent_1", 9, 1, AT),
+        ),
+    )
+    posting = {**ledger.posting_row(3, 4, AT), "amount_minor": str(-(2**63))}
+    assert mapped("ledger_postings", posting) == Row(
+        Table.LEDGER_POSTINGS,
+        (
+            *(AT, event, entry["id"], 4, posting["merchant_id"], posting["account_id"], "VND"),
+            *(-(2**63), 9, 1, AT),
+        ),
+    )
+
+
+def test_a_payout_has_a_row_for_each_state_and_each_revision() -> None:
+    asked = ledger.payout_row(3, "requested", AT)
+    event = "0000000000000009-00000001"
+    expected = (AT, event, asked["id"], asked["merchant_id"], "test", "requested", 1, "VND")
+    amount_minor = int(asked["amount_minor"])
+    assert mapped("payouts", asked).values == (*expected, amount_minor, 9, 1, AT)
+    revised = {**asked, "revision": 2, "amount_minor": "7"}
+    row = mapped("payouts", revised, before=asked)
+    assert row.values[6:9] == (2, "VND", 7)
+    older = {name: value for name, value in asked.items() if name not in {"mode", "revision"}}
+    assert mapped("payouts", older).values[4:7] == (None, "requested", 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "reason"),
+    [
+        ("ledger_postings", {"amount_minor": "1.5"}, "minor units"),
+        ("ledger_postings", {"amount_minor": 5}, "minor units"),
+        ("ledger_postings", {"asset": "DOGE"}, "DOGE"),
+        ("ledger_postings", {"seq": "1"}, "integer expected"),
+        ("ledger_postings", {"seq": True}, "integer expected"),
+        ("ledger_postings", {"account_id": None}, "text expected"),
+        ("ledger_postings", {"created_at": "2026-01-31T17:30:00"}, "without time zone"),
+        ("ledger_entries", {"merchant_id": ""}, "text expected"),
+        ("ledger_entries", {"kind": None}, "text expected"),
+        ("payouts", {"merchant_id": None}, "text expected"),
+        ("payouts", {"revision": None}, "integer expected"),
+    ],
+)
+def test_what_does_not_fit_the_ledgers_tables_is_poison(
+    table: str, changes: dict[str, Any], reason: str
+) -> None:
+    rows = {
+        "ledger_postings": ledger.posting_row(1, 1, AT),
+        "ledger_entries": ledger.entry_row(1, AT),
+        "payouts": ledger.payout_row(1, "requested", AT),
+    }
+    with pytest.raises(PoisonEventError, match=reason):
+        mapped(table, {**rows[table], **changes})
+
+
+@pytest.mark.parametrize(
+    ("table", "before", "row_id", "merchant"),
+    [
+        ("payments", ledger.payment_row(1, "created", AT), f"pay_{1:026d}", f"mer_{1:026d}"),
+        ("payouts", ledger.payout_row(1, "created", AT), f"pyo_{1:026d}", f"mer_{1:026d}"),
+        # Of rows that never change PostgreSQL logs the key alone.
+        ("ledger_entries", {"id": "ent_1", "merchant_id": None}, "ent_1", None),
+        ("ledger_postings", {"entry_id": "ent_1", "seq": 2}, "ent_1/2", None),
+    ],
+)
+def test_a_deletion_becomes_a_row_of_its_own(
+    table: str, before: dict[str, Any], row_id: str, merchant: str | None
+) -> None:
+    event = replace(
+        ledger.change("capture_heartbeat", {}, position=9, ordinal=1, at=AT),
+        table=table,
+        operation=Operation.DELETE,
+        subject=subject_for(table, Operation.DELETE),
+        before=before,
+        after=None,
+    )
+    assert table_for(event.subject) is Table.DELETIONS
+    row = row_for(Table.DELETIONS, event.subject, event.to_bytes())
+    assert row == Row(Table.DELETIONS, (event.id, table, row_id, merchant, 9, 1, AT))
 
 
 @pytest.mark.parametrize("source", ["excess", "suspense"])

@@ -40,8 +40,7 @@ from tests.fixtures.services import (
 NO_CHAIN: Final = "http://127.0.0.1:9"
 # Out of the way: what is measured is the work, not the allowance of one key.
 RATE_LIMIT_PER_MINUTE: Final = 10_000_000
-# As many as the local stack runs. On two cores a second one took more from PostgreSQL and the
-# client than it gave: 266 payments a second instead of 343.
+# As many as the local stack runs.
 API_PROCESSES: Final = 1
 CONNECTIONS_IN_ALL: Final = 12  # the default of one process, shared by these
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 
 import orjson
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError
 
 from infra.telemetry import get_logger
 from streams.contract import (
@@ -31,7 +30,6 @@ log = get_logger(__name__)
 DEDUPLICATION_WINDOW_S = 3600.0
 REASON_LIMIT = 500
 TRACEBACK_LIMIT = 4000
-STREAM_NAME_IN_USE = 10058
 
 
 class DeadLetters:
@@ -61,15 +59,7 @@ class DeadLetters:
             max_msg_size=limits.max_message_bytes,
             duplicate_window=DEDUPLICATION_WINDOW_S,
         )
-
-        async def add() -> None:
-            try:
-                await self._connection.jetstream.add_stream(wanted)
-            except BadRequestError as error:
-                if error.err_code != STREAM_NAME_IN_USE:
-                    raise
-
-        await self._connection.retrying("dead-letter stream", add)
+        await self._connection.ensure_stream("dead-letter stream", wanted)
 
     async def send(self, message: LedgerMessage, error: Exception, *, attempt: int) -> None:
         """Store an event as a dead letter; returns when it is durable."""

@@ -12,7 +12,6 @@ from typing import Any, Final, LiteralString
 
 import orjson
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError
 from psycopg import AsyncConnection
 
 from streams.contract import (
@@ -23,7 +22,6 @@ from streams.contract import (
     RISK_SUBJECTS,
     RiskLimits,
 )
-from streams.deadletter import STREAM_NAME_IN_USE
 from streams.risk.engine import Alert
 from streams.rows import Watermark
 from streams.store import Session, move_watermark
@@ -107,15 +105,7 @@ class Flagging:
             max_msg_size=limits.max_message_bytes,
             duplicate_window=limits.deduplication_s,
         )
-
-        async def add() -> None:
-            try:
-                await self._connection.jetstream.add_stream(wanted)
-            except BadRequestError as error:
-                if error.err_code != STREAM_NAME_IN_USE:
-                    raise
-
-        await self._connection.retrying("risk stream", add)
+        await self._connection.ensure_stream("risk stream", wanted)
 
 
 async def _write(

@@ -21,8 +21,10 @@ from nats.errors import ConnectionClosedError, NoRespondersError, SecureConnWant
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
+from nats.js.api import StreamConfig
 from nats.js.errors import (
     APIError,
+    BadRequestError,
     NoStreamResponseError,
     NotFoundError,
     ServerError,
@@ -42,6 +44,7 @@ CONNECT_DEADLINE_S = 30.0
 PROBE_EVERY_S = 1.0
 STRANDED_AFTER_S = 5.0
 
+STREAM_NAME_IN_USE = 10058
 WRONG_LAST_SEQUENCE = 10071
 WRITE_IN_PROCESS = 10164  # of replicated streams: an earlier write of the subject is undecided
 STREAM_NOT_FOUND = 10059
@@ -232,6 +235,18 @@ class Connection:
                 if isinstance(error, TimeoutError):
                     await self.leave_server(what)
                 await asyncio.sleep(RETRY_WAIT_S)
+
+    async def ensure_stream(self, what: str, wanted: StreamConfig) -> None:
+        """Create a stream; one of that name that is there already is left as it is."""
+
+        async def add() -> None:
+            try:
+                await self.jetstream.add_stream(wanted)
+            except BadRequestError as error:
+                if error.err_code != STREAM_NAME_IN_USE:
+                    raise
+
+        await self.retrying(what, add)
 
     async def last_message(self, stream: str, subject: str) -> Stored | None:
         """Read the last message on `subject` (wildcards allowed), or None."""

@@ -5,12 +5,9 @@ keeps the last message of each subject, which is what a record is and what compa
 """
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError
 
 from streams.transport import names
 from streams.transport.connection import Connection
-
-STREAM_NAME_IN_USE = 10058
 
 
 async def ensure_state_stream(connection: Connection, app_id: str, replicas: int) -> None:
@@ -27,13 +24,4 @@ async def ensure_state_stream(connection: Connection, app_id: str, replicas: int
         allow_msg_ttl=True,
         allow_atomic=True,
     )
-    await connection.retrying(f"state of {app_id}", lambda: add_stream(connection, wanted))
-
-
-async def add_stream(connection: Connection, wanted: StreamConfig) -> None:
-    """Create a stream; one of that name that is there already is left as it is."""
-    try:
-        await connection.jetstream.add_stream(wanted)
-    except BadRequestError as error:
-        if error.err_code != STREAM_NAME_IN_USE:
-            raise
+    await connection.ensure_stream(f"state of {app_id}", wanted)

@@ -18,7 +18,7 @@ from yarl import URL
 from streams.transport import names
 from streams.transport.connection import Connection, is_missing_stream
 from streams.transport.errors import TopicMismatchError, TopicMissingError
-from streams.transport.state import add_stream, ensure_state_stream
+from streams.transport.state import ensure_state_stream
 
 DEDUPLICATION_WINDOW_S = 120.0
 EXTERNAL_PREFIX = "topic."
@@ -150,9 +150,7 @@ class Topics:
                 names.COMPACTING_METADATA: "1" if compacting else "0",
             },
         )
-        await self._connection.retrying(
-            f"declare topic {topic}", lambda: add_stream(self._connection, wanted)
-        )
+        await self._connection.ensure_stream(f"declare topic {topic}", wanted)
         return await self._checked(topic, partitions, compacting=compacting)
 
     async def _checked(self, topic: str, partitions: int, *, compacting: bool) -> TopicShape:

@@ -69,14 +69,19 @@ async def changelog(connection: Connection, name: str) -> dict[str, int]:
     return found
 
 
-async def owners(connection: Connection, name: str, number: int) -> None:
-    """Wait until `number` workers own partitions."""
+async def owned_by(connection: Connection, name: str, *workers: WorkerProcess) -> None:
+    """Wait until these workers, and no other, own partitions.
+
+    Their number alone would not do: one just killed owns some until its lease is over.
+    """
+    wanted = {worker.process.pid for worker in workers}
 
     async def looked() -> bool:
         view = await look(connection, name)
-        return view is not None and len(view.owner.split(", ")) == number
+        found = view.owner.split(", ") if view and view.owner else []
+        return {int(member.split("-")[-2]) for member in found} == wanted
 
-    await eventually_async(looked, within_s=20, what=f"{number} owners")
+    await eventually_async(looked, within_s=30, what=f"owned by {wanted}")
 
 
 async def test_a_table_is_exact_after_kills(
@@ -85,12 +90,12 @@ async def test_a_table_is_exact_after_kills(
     slowly = ("table", "pause=0.002")
     await app.producer.create_topic(name, 4, 1)
     with echo(broker.url, name, *slowly) as one, echo(broker.url, name, *slowly) as two:
-        await owners(connection, name, 2)
+        await owned_by(connection, name, one, two)
         await send(app, name, range(1200))
         processed(one, two, numbers=range(60))
         one.kill()
         with echo(broker.url, name, *slowly) as three:
-            await owners(connection, name, 2)
+            await owned_by(connection, name, two, three)
             await send(app, name, range(1200, 1800))
             eventually(lambda: values(three), within_s=20, what="the third is at it")
             two.kill()
@@ -108,7 +113,7 @@ async def test_a_frozen_worker_changes_no_table(
     slowly = ("table", "pause=0.005")
     await app.producer.create_topic(name, 4, 1)
     with echo(broker.url, name, *slowly) as former, echo(broker.url, name, *slowly) as heir:
-        await owners(connection, name, 2)
+        await owned_by(connection, name, former, heir)
         await send(app, name, range(600))
         eventually(lambda: len(values(former)) > 20, within_s=20, what="it is at it")
         former.signal(signal.SIGSTOP)
@@ -139,7 +144,7 @@ async def test_an_unfinished_event_leaves_no_trace_in_a_table(
             await app.producer.send_and_wait(name, key, b"hang", partition, None, None)
         patient = {"PATIENT": "1"}
         with echo(broker.url, name, "table", partitions=2, env=patient) as other:
-            await owners(connection, name, 2)
+            await owned_by(connection, name, stuck, other)
             await send(app, name, range(24, 48), partitions=2)
             processed(stuck, other, numbers=range(48))
             for line in lines(stuck, other):

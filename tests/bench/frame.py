@@ -1,7 +1,8 @@
 """What every bench hands back, and the names of the benches.
 
 A report refuses names without a unit, figures that are no finite numbers, and ratios whose baseline
-is not in the same report: a figure that cannot be read or compared is worth nothing.
+is not in the same report: a figure that cannot be read or compared is worth nothing. A growth is a
+cost at the larger of two sizes over that at the smaller, both figures of the report.
 """
 
 import json
@@ -21,6 +22,7 @@ _UNIT = re.compile(
     r"(_at_\d+|_after_events|_paying)?$"
 )
 _RATIO = re.compile(r"^[a-z0-9_]+_vs_[a-z0-9_]+$")
+_GROWTH = re.compile(r"^[a-z0-9]+_growth$")
 
 
 class BenchError(Exception):
@@ -72,12 +74,14 @@ class Report:
         if not self.baselines and self.ratios:
             raise ValueError("a ratio needs a baseline of the same run")
         for name, value in self.ratios.items():
+            _require_finite(name, value)
+            if _GROWTH.match(name):
+                continue
             if not _RATIO.match(name):
                 raise ValueError(f"{name!r} does not say what is compared with what")
             baseline = name.split("_vs_")[1]
             if not any(known.startswith(baseline) for known in self.baselines):
                 raise ValueError(f"{name!r} has no baseline {baseline!r} in this report")
-            _require_finite(name, value)
 
     def as_json(self) -> str:
         """Return the report as one JSON object."""

@@ -83,6 +83,12 @@ def test_a_ratio_needs_its_baseline_in_the_same_report() -> None:
         report(ratios={"drain_ratio": 0.5})
 
 
+def test_a_growth_compares_two_figures_of_the_report_and_needs_no_baseline() -> None:
+    assert report(ratios={"cost_growth": 1.02}).ratios == {"cost_growth": 1.02}
+    with pytest.raises(ValueError, match="finite"):
+        report(ratios={"cost_growth": float("nan")})
+
+
 def test_percentiles_are_values_that_were_measured() -> None:
     values = [float(n) for n in range(1, 101)]
     assert percentile(values, 0.5) == 50

@@ -1,6 +1,6 @@
 """SQL of the warehouse processor: one batch is one database transaction.
 
-Rows are copied into temporary staging tables and moved by one statement a table
+Rows are copied into temporary staging tables and moved out of them by one statement a table
 (`streams.targets`). The watermark moves in the same database transaction and never backwards.
 Errors are sorted into three kinds: a row the database refuses (RowRefusedError), a database that is
 away or busy (WarehouseAwayError, worth trying again), and one that is not ready for this version
@@ -8,6 +8,7 @@ away or busy (WarehouseAwayError, worth trying again), and one that is not ready
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, LiteralString, TypeVar
 
@@ -23,8 +24,13 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 5
 WRITE_DEADLINE_S: Final = 30.0
+# Rows moved out of a staging table stay there dead. Sweeping it costs as much as a small batch, and
+# emptying all of them at each commit (ON COMMIT DELETE ROWS) cost three times that.
+DEAD_ROWS_LIMIT: Final = 2_000
+# A worker that froze between two statements holds the lock on its watermark, and with it up its
+# successor: not for much longer than a lease.
 _OPTIONS: Final = (
-    "-c statement_timeout=20s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
+    "-c statement_timeout=20s -c lock_timeout=10s -c idle_in_transaction_session_timeout=5s"
     " -c timezone=UTC"
 )
 
@@ -116,6 +122,7 @@ class Store(Session):
 
     def __init__(self, url: str) -> None:
         super().__init__(url, WAREHOUSE_APP)
+        self._dead_rows: Counter[Table] = Counter()
 
     async def write(self, rows: Sequence[Row], watermark: Watermark | None) -> None:
         """Make `rows` and `watermark` durable, all or nothing; raises StoreError."""
@@ -123,6 +130,7 @@ class Store(Session):
 
     async def prepare(self, connection: AsyncConnection[tuple[Any, ...]]) -> None:
         """Make the staging tables."""
+        self._dead_rows.clear()
         for target in TARGETS.values():
             await connection.execute(target.stage)
 
@@ -139,17 +147,29 @@ class Store(Session):
             by_table.setdefault(row.table, []).append(row.values)
         async with connection.transaction(), connection.cursor() as cursor:
             for table, values in happened.items():
-                target = TARGETS[table]
-                await _stage(cursor, target, values)
-                await cursor.execute(target.move)
+                await self._stage(cursor, table, values)
+                await cursor.execute(TARGETS[table].move)
             for table, values in told_again.items():
                 target = TARGETS[table]
-                if table in happened:
-                    await cursor.execute(target.unstage)
-                await _stage(cursor, target, values)
+                await self._stage(cursor, table, values)
                 await cursor.execute(target.move_told_again, _span(target, values))
             if watermark is not None:
                 await move_watermark(cursor, LEDGER_SOURCE, watermark)
+
+    async def _stage(
+        self,
+        cursor: AsyncCursor[tuple[Any, ...]],
+        table: Table,
+        values: Sequence[tuple[Any, ...]],
+    ) -> None:
+        target = TARGETS[table]
+        if self._dead_rows[table] > DEAD_ROWS_LIMIT:
+            await cursor.execute(target.sweep)
+            self._dead_rows[table] = 0
+        self._dead_rows[table] += len(values)
+        async with cursor.copy(target.copy) as copy:
+            for row_values in values:
+                await copy.write_row(row_values)
 
 
 async def move_watermark(
@@ -173,14 +193,6 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return f"{error.diag.sqlstate} {error.diag.message_primary}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-async def _stage(
-    cursor: AsyncCursor[tuple[Any, ...]], target: Target, values: Sequence[tuple[Any, ...]]
-) -> None:
-    async with cursor.copy(target.copy) as copy:
-        for row_values in values:
-            await copy.write_row(row_values)
 
 
 def _span(target: Target, values: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """Statements by which a batch's rows reach the warehouse's tables, one target a table.
 
-Rows are copied into a temporary staging table and moved by one statement; a row that is already
-there stays as it is, so a replay changes nothing. What a backfill tells again counts only where it
-is news: a state that is not known by what it is, a merchant of whom something is known differently.
+Rows are copied into a temporary staging table and moved out of it by one statement; a row that is
+already there stays as it is, so a replay changes nothing. What a backfill tells again counts only
+where it is news: a state that is not known by what it is, a merchant of whom something is known
+differently.
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ class Target:
     """How rows get into one table.
 
     `columns` are in the order in which `streams.rows` gives the values. `move` takes what happened,
-    `move_told_again` what a backfill tells; with `by_time` the latter is given the batch's span of
-    time, so that only the chunks of the hypertable that it reaches are asked.
+    `move_told_again` what a backfill tells; both leave the staging table empty. With `by_time` the
+    latter is given the batch's span of time, so that only the chunks of the hypertable that it
+    reaches are asked.
     """
 
     columns: tuple[LiteralString, ...]
@@ -26,7 +28,7 @@ class Target:
     copy: LiteralString
     move: LiteralString
     move_told_again: LiteralString
-    unstage: LiteralString
+    sweep: LiteralString
     by_time: bool = False
 
 
@@ -113,17 +115,17 @@ def _target(
 ) -> Target:
     """Put a table's statements together; `told_again` are the rows of a backfill that are news."""
     staged = f"staged_{name}"
-    insert = f"INSERT INTO raw.{name} AS known ({columns})"
-    every_row = f"SELECT * FROM {staged}"  # noqa: S608 - constants of this module
+    insert = f"WITH moved AS (DELETE FROM {staged}) INSERT INTO raw.{name} AS known ({columns})"  # noqa: S608 - constants of this module
+    every_row = f"SELECT * FROM {staged}"  # noqa: S608
     return Target(
         columns=tuple(columns.split(", ")),
-        stage=f"CREATE TEMPORARY TABLE {staged} ON COMMIT DELETE ROWS AS "  # noqa: S608
+        stage=f"CREATE TEMPORARY TABLE {staged} AS "  # noqa: S608
         f"SELECT {columns} FROM raw.{name} WITH NO DATA",
         copy=f"COPY {staged} FROM STDIN",
         move=f"{insert} {rows or every_row} {conflict}",
         move_told_again=f"{insert} {told_again or rows or every_row} "
         f"{told_again_conflict or conflict}",
-        unstage=f"TRUNCATE {staged}",
+        sweep=f"TRUNCATE {staged}",
         by_time=by_time,
     )
 

@@ -25,6 +25,9 @@ giovang_main() {
     if ! [ -e "$state/venv/.project" ]; then
         explain_unprepared "${1-}"
     fi
+    # Commands that look at a stack, or end it, go on: what runs may be of the former release.
+    environment_is_current ||
+        say "The Python environment is of another release; ./giovang up renews it."
     cd "$root" || exit
     exec "$python" -m infra.stack "$@"
 }
@@ -90,10 +93,10 @@ Usage: ./giovang COMMAND
   dbt      run dbt against the running stack's warehouse
   capture  how capture stands, backfills, checks (status, backfill, check, provision)
   streams  how the processors stand (status)
-  deadletter  events that could not be processed (list, show, retry)
+  deadletter  events that could not be processed (list, show, retry, discard)
   audit    prove the audit trail (verify)
   bench    measure (NAME [--short] [--json])
-  chaos    kill what captures, under load (capture [--kills N] [--seed N])
+  chaos    kill what carries events, under load (capture or streams [--kills N] [--seed N])
   env      the pinned Python environment (env lock)
 TEXT
             exit 0
@@ -119,18 +122,27 @@ ensure_ready() {
 
 # Sets what each part must be marked with to count as complete.
 read_marks() {
-    interpreter=$(readlink -f /usr/bin/python3 || true)
-    venv_mark=$(sha256sum <"$root/requirements.txt" | cut -c 1-16)-${interpreter##*/}
-    # The checkout's place and entry points are installed apart, since they change more often.
-    project_mark=$(sha256sum <"$root/pyproject.toml" | cut -c 1-16)-$root
+    read_environment_marks
     version=$(dpkg-query -W -f '${Version}' "postgresql-$major" 2>/dev/null || true)
     tree_mark=$tree_recipe-$version
 }
 
+read_environment_marks() {
+    interpreter=$(readlink -f /usr/bin/python3 || true)
+    venv_mark=$(sha256sum <"$root/requirements.txt" | cut -c 1-16)-${interpreter##*/}
+    # The checkout's place and entry points are installed apart, since they change more often.
+    project_mark=$(sha256sum <"$root/pyproject.toml" | cut -c 1-16)-$root
+}
+
+environment_is_current() {
+    read_environment_marks
+    [ "$(cat "$state/venv/.complete" 2>/dev/null)" = "$venv_mark" ] &&
+        [ "$(cat "$state/venv/.project" 2>/dev/null)" = "$project_mark" ]
+}
+
 is_ready() {
     read_marks
-    [ "$(cat "$state/venv/.complete" 2>/dev/null)" = "$venv_mark" ] || return 1
-    [ "$(cat "$state/venv/.project" 2>/dev/null)" = "$project_mark" ] || return 1
+    environment_is_current || return 1
     [ "$(cat "$state/postgres/.complete" 2>/dev/null)" = "$tree_mark" ] || return 1
     # shellcheck disable=SC2086 # purposes are words
     [ -z "$(missing_packages $purposes)" ]

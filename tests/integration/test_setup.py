@@ -53,6 +53,22 @@ def test_the_script_and_the_command_line_agree_on_the_state_folder(tmp_path: Pat
     assert moved.stdout.strip() == "/usr/share/x"
 
 
+def test_an_environment_of_another_release_is_named_and_looking_goes_on(tmp_path: Path) -> None:
+    venv = tmp_path / "state" / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text('#!/bin/sh\necho "went on: $*"\n')
+    (venv / "bin" / "python").chmod(0o755)
+    state = str(tmp_path / "state")
+    marks = f'state={state}; read_environment_marks; echo "$venv_mark"; echo "$project_mark"'
+    complete, project = shell(marks).stdout.splitlines()
+    (venv / ".complete").write_text(complete)
+    for mark, says in ((project, False), (f"{project}-of-another-place", True)):
+        (venv / ".project").write_text(mark)
+        answer = shell("giovang_main status --json", GIOVANG_STACK_STATE_DIR=state)
+        assert answer.stdout == "went on: -m infra.stack status --json\n", answer.stderr
+        assert ("environment is of another release; ./giovang up" in answer.stderr) is says
+
+
 def test_missing_packages_are_named_by_purpose(tmp_path: Path) -> None:
     packages = tmp_path / "infra" / "stack" / "packages"
     packages.parent.mkdir(parents=True)
@@ -90,13 +106,13 @@ def test_an_interrupted_step_leaves_no_process(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: family.exists() and family.read_text() != "", what="step", timeout_s=20)
+    wait_until(lambda: family.exists() and family.read_text() != "", what="step", timeout_s=60)
     inner = psutil.Process(int(family.read_text()))
     script.send_signal(signal.SIGTERM)
-    _, said = script.communicate(timeout=20)
+    _, said = script.communicate(timeout=60)
     assert script.returncode == 130
     assert "Interrupted; the next run goes on from here." in said
-    wait_until(lambda: not inner.is_running(), what="the end of the step", timeout_s=20)
+    wait_until(lambda: not inner.is_running(), what="the end of the step", timeout_s=60)
 
 
 def test_another_distribution_is_refused_in_one_sentence(tmp_path: Path) -> None:

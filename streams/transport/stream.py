@@ -7,6 +7,7 @@ the next one; an agent that fails leaves it unacknowledged, and it is read again
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from time import monotonic
 from typing import Any, TypeVar
 
 import faust
@@ -68,19 +69,23 @@ class Stream(faust.Stream):  # type: ignore[misc]
     ) -> AsyncGenerator[Sequence[EventT], None]:
         """Yield lists of at most `max_` events, the first at most `within` seconds old.
 
-        While one batch is being processed the next collects, at most `max_` events, so a busy
-        stream has no pauses; an idle one costs no timer: the window opens with the first event.
+        While one batch is being processed the next collects, at most `max_` events, and its window
+        runs meanwhile: a busy stream has no pauses, an idle one costs no timer.
         """
         window_s = want_seconds(within) if within else 0.0
         waiting: list[EventT] = []
+        first_at = 0.0
         some, full, room = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def collect(value: T) -> T:
+            nonlocal first_at
             event = self.current_event
             if event is None:
                 raise RuntimeError("an event reached take() outside of a stream")
+            if not waiting:
+                first_at = monotonic()
+                some.set()
             waiting.append(event)
-            some.set()
             if len(waiting) >= max_:
                 full.set()
                 room.clear()
@@ -94,8 +99,9 @@ class Stream(faust.Stream):  # type: ignore[misc]
             while not self.should_stop:
                 if await self.wait_for_stopped(some):
                     break
-                if window_s and not full.is_set():
-                    await self.wait_for_stopped(full, timeout=window_s)
+                left_s = first_at + window_s - monotonic()
+                if left_s > 0 and not full.is_set():
+                    await self.wait_for_stopped(full, timeout=left_s)
                 # What was collected before partitions moved is not this worker's any more: it is
                 # read again, here or elsewhere.
                 generation = self.app.consumer_generation_id

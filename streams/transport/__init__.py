@@ -10,14 +10,18 @@ from streams.transport.driver import Transport
 from streams.transport.errors import (
     AccessRefusedError,
     CredentialsError,
+    PartitionsRefusedError,
     RecoveryFailedError,
     ServerUnavailableError,
+    StateNotMovedError,
     TopicMismatchError,
     TopicMissingError,
+    TopicMovedError,
     TransportError,
     WorkerFencedError,
 )
 from streams.transport.group import GroupView, Position, look
+from streams.transport.growth import add_partitions
 from streams.transport.stream import Stream
 
 __all__ = [
@@ -27,15 +31,19 @@ __all__ = [
     "CredentialsError",
     "GroupView",
     "JetStreamMessage",
+    "PartitionsRefusedError",
     "Position",
     "RecoveryFailedError",
     "ServerUnavailableError",
+    "StateNotMovedError",
     "Stream",
     "TopicMismatchError",
     "TopicMissingError",
+    "TopicMovedError",
     "Transport",
     "TransportError",
     "WorkerFencedError",
+    "add_partitions",
     "connected",
     "look",
 ]

@@ -66,9 +66,13 @@ class Changes:
         headers = names.encode_headers(
             message.key, message.value, message.timestamp, dict(message.headers or {}) or None
         )
-        ttl_s = _lifetime_s(self._app.tables._changelogs[shape.topic])  # noqa: SLF001
+        table = self._app.tables._changelogs[shape.topic]  # noqa: SLF001
+        by_event = event is not None and not table.use_partitioner
+        source = event.message.key if by_event else message.key
+        headers = {**(headers or {}), names.SOURCE_HEADER: names.encode_source(source, message.key)}
+        ttl_s = _lifetime_s(table)
         if ttl_s:
-            headers = {**(headers or {}), "Nats-TTL": f"{ttl_s}s"}
+            headers["Nats-TTL"] = f"{ttl_s}s"
         self._waiting.append(
             Change(
                 event.message.tp if event else None,

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from faust.types.auth import CredentialsT
+from faust.utils.urls import urllist
 from nats.aio.client import Client
 from nats.errors import ConnectionClosedError, NoRespondersError, SecureConnWantedError
 from nats.errors import Error as NatsError
@@ -321,8 +322,11 @@ class Connection:
 
 @asynccontextmanager
 async def connected(url: str, name: str, deadline_s: float) -> AsyncIterator[Connection]:
-    """Connect for the length of a block; ServerUnavailableError where nothing answers in time."""
-    connection = Connection([URL(url)], name)
+    """Connect for the length of a block; ServerUnavailableError where nothing answers in time.
+
+    `url` may name several servers, parted as Faust parts them, by `;` or `,`.
+    """
+    connection = Connection(urllist(url), name)
     try:
         await connection.open(deadline_s)
         yield connection

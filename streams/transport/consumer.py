@@ -13,7 +13,7 @@ from mode import Service
 
 from streams.transport import names
 from streams.transport.changes import writes
-from streams.transport.errors import TooManyChangesError
+from streams.transport.errors import TooManyChangesError, TransportError
 from streams.transport.ownership import DRAIN_DEADLINE_S, GRACE, Ownership
 
 
@@ -51,6 +51,32 @@ class Consumer(Ownership):
             await self.catalog.load(topic)
         self._topics = wanted
         self._subscription_changed.set()
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _serve_client(self) -> None:
+        """Read every partition of what is subscribed, in no group: a client asks and listens."""
+        while self.app.client_only and not await self.wait_for_stopped(self._subscription_changed):
+            self._subscription_changed.clear()
+            try:
+                await self._read_all()
+            except TransportError as error:
+                await self.crash(error)
+
+    async def _read_all(self) -> None:
+        wanted = set()
+        for topic in self._topics:
+            shape = await self.catalog.load(topic)
+            wanted |= {TP(topic, partition) for partition in range(shape.partitions)}
+        for tp in self._readers.keys() - wanted:
+            await self._readers.pop(tp).stop()
+        from_the_end = self.app.conf.consumer_auto_offset_reset == "latest"
+        for tp in wanted - self._readers.keys():
+            first, end = await self.catalog.bounds(*tp)
+            reader = self._new_reader(tp)
+            await reader.start(end if from_the_end else first)
+            self._readers[tp] = reader
+        self._assigned = wanted
+        self._set_active_tps(wanted)
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _watch_readers(self) -> None:

@@ -30,7 +30,38 @@ class TopicMismatchError(TransportError):
         self.topic = topic
         self.declared = declared
         self.found = found
-        super().__init__(f"topic {topic!r}: declared with {declared}, but the stream has {found}")
+        super().__init__(
+            f"topic {topic!r}: declared with {declared}, but the stream has {found}; declare what "
+            "it has, or give it more with `python -m streams.transport partitions`"
+        )
+
+
+class TopicMovedError(TransportError):
+    """A topic was given more partitions while this worker was about to read it."""
+
+    def __init__(self, topic: str, known: int, found: int) -> None:
+        self.topic = topic
+        super().__init__(
+            f"topic {topic!r} has {found} partitions now, and this worker knows of {known}: "
+            f"start it again, declaring {found}"
+        )
+
+
+class StateNotMovedError(TransportError):
+    """A topic was given partitions, and an app's offsets and tables have not followed."""
+
+    def __init__(self, app_id: str, topic: str, partitions: int) -> None:
+        self.app_id = app_id
+        self.topic = topic
+        super().__init__(
+            f"app {app_id!r}: its state is still in the former partitions of topic {topic!r}; run "
+            f"`python -m streams.transport partitions --topic {topic} --partitions {partitions}`, "
+            "then start the worker"
+        )
+
+
+class PartitionsRefusedError(TransportError):
+    """Partitions cannot be added as things stand; the sentence says what to do."""
 
 
 class WorkerFencedError(TransportError):

@@ -109,6 +109,23 @@ class Group:
                         return None
             return first
 
+    async def relocate(self, offsets: Mapping[TP, int], others: Sequence[Write]) -> bool:
+        """Replace offset records, add those of new partitions, and store `others`, in one step.
+
+        False when anybody wrote one of the records since it was adopted: then nothing is stored.
+        """
+        async with self._writing:
+            move = uuid4().hex
+            records = [
+                Write(
+                    names.offset_subject(self._app_id, tp.topic, tp.partition),
+                    self._record(offset, self.generation, move),
+                    expected=self._slots[tp].sequence if tp in self._slots else 0,
+                )
+                for tp, offset in offsets.items()
+            ]
+            return await publish_batch(self._connection, [*others, *records]) is not None
+
     async def _adopt(self, tp: TP, generation: int, begin: int | None) -> _Slot | None:
         subject = names.offset_subject(self._app_id, tp.topic, tp.partition)
         for _ in range(COMPARE_AND_SET_ATTEMPTS):

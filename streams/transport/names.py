@@ -14,24 +14,29 @@ from urllib.parse import unquote_to_bytes
 
 TOPIC_ROOT = "faust.topic"
 GROUP_ROOT = "faust.group"
+PLAN_ROOT = "faust.partitions"
+PLAN_STREAM = "FAUST_PARTITIONS"
 
 KEY_HEADER = "Faust-Key"
 TOMBSTONE_HEADER = "Faust-Tombstone"
 TIMESTAMP_HEADER = "Faust-Timestamp"
+SOURCE_HEADER = "Faust-Source"
 PARTITIONS_METADATA = "faust.partitions"
 COMPACTING_METADATA = "faust.compacting"
+LAYOUTS_METADATA = "faust.layouts"
 
 BYTES_HEADER_PREFIX = "Faust-Header-"
 
 # `Status` and `Description` are how the server tells a consumer that a pull ended.
 _RESERVED_HEADERS = frozenset(
-    {KEY_HEADER, TOMBSTONE_HEADER, TIMESTAMP_HEADER, "Status", "Description"}
+    {KEY_HEADER, TOMBSTONE_HEADER, TIMESTAMP_HEADER, SOURCE_HEADER, "Status", "Description"}
 )
 _PLAIN_HEADER = re.compile(r"[A-Za-z0-9_-]+")
 
 _KEY_TOKEN_LIMIT = 180
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 _NO_KEY = "_"
+_OWN_KEY = "="
 
 
 def token(name: str) -> str:
@@ -52,14 +57,18 @@ def topic_stream(topic: str) -> str:
     return f"FAUST_TOPIC_{token(topic)}"
 
 
-def topic_root(topic: str) -> str:
-    """Return what the subjects of a declared topic begin with."""
-    return f"{TOPIC_ROOT}.{token(topic)}"
+def topic_root(topic: str, layout: int = 0) -> str:
+    """Return what the subjects of a declared topic begin with, in one of its layouts.
+
+    Each time a topic is given more partitions its next layout begins, under other subjects.
+    """
+    root = f"{TOPIC_ROOT}.{token(topic)}"
+    return f"{root}.e{layout}" if layout else root
 
 
-def topic_subjects(topic: str) -> str:
+def topic_subjects(topic: str, layout: int = 0) -> str:
     """Return the subject filter that covers a declared topic."""
-    return f"{topic_root(topic)}.>"
+    return f"{topic_root(topic, layout)}.>"
 
 
 def key_token(key: bytes | None) -> str:
@@ -92,9 +101,10 @@ def nudge_subject(app_id: str) -> str:
     return f"faust.nudge.{token(app_id)}"
 
 
-def changelog_root(app_id: str, topic: str) -> str:
-    """Return what the subjects of a table's changelog begin with."""
-    return f"{GROUP_ROOT}.{token(app_id)}.table.{token(topic)}"
+def changelog_root(app_id: str, topic: str, layout: str = "") -> str:
+    """Return what the subjects of a table's changelog begin with, `layout` being where it moved."""
+    root = f"{GROUP_ROOT}.{token(app_id)}.table.{token(topic)}"
+    return f"{root}.{layout}" if layout else root
 
 
 def changelog_record(app_id: str, topic: str) -> str:
@@ -102,8 +112,23 @@ def changelog_record(app_id: str, topic: str) -> str:
     return f"{GROUP_ROOT}.{token(app_id)}.changelog.{token(topic)}"
 
 
-def offset_subject(app_id: str, topic: str, partition: int) -> str:
-    """Return the subject of the offset record of one partition."""
+def layout_subject(app_id: str, topic: str) -> str:
+    """Return the subject that says in which layout of a topic an app's offsets and tables lie."""
+    return f"{GROUP_ROOT}.{token(app_id)}.layout.{token(topic)}"
+
+
+def move_subject(app_id: str) -> str:
+    """Return the subject that says what a move of an app's tables leaves to be cleaned up."""
+    return f"{GROUP_ROOT}.{token(app_id)}.move"
+
+
+def plan_subject(topic: str) -> str:
+    """Return the subject on which it is decided how many partitions a topic's next layout has."""
+    return f"{PLAN_ROOT}.{token(topic)}"
+
+
+def offset_subject(app_id: str, topic: str, partition: int | str) -> str:
+    """Return the subject of the offset record of one partition; `*` covers those of all."""
     return f"{GROUP_ROOT}.{token(app_id)}.offset.{token(topic)}.{partition}"
 
 
@@ -113,6 +138,21 @@ def partition_for(key: bytes, count: int) -> int:
     for byte in key:
         digest = ((digest ^ byte) * 0x01000193) & 0xFFFFFFFF
     return digest % count
+
+
+def encode_source(source: bytes | None, key: bytes | None) -> str:
+    """Write which key decided on the partition of a table's change; `key` is the change's own."""
+    if source is None:
+        return _NO_KEY
+    return _OWN_KEY if source == key else f"k{base64.b64encode(source).decode()}"
+
+
+def decode_source(headers: Mapping[str, str] | None) -> bytes | None:
+    """Read back what `encode_source` wrote; KeyError where nothing says it."""
+    text = (headers or {})[SOURCE_HEADER]
+    if text == _NO_KEY:
+        return None
+    return decode_key(headers) if text == _OWN_KEY else base64.b64decode(text[1:])
 
 
 def encode_headers(

@@ -28,6 +28,7 @@ from streams.transport.errors import (
 )
 from streams.transport.group import Group
 from streams.transport.heartbeat import Heartbeat
+from streams.transport.layouts import History, history_of
 from streams.transport.membership import Generation, Member, Membership, Share, member_record
 from streams.transport.reader import PartitionReader
 from streams.transport.topics import Topics
@@ -75,6 +76,7 @@ class Ownership(Delivery):
         )
         self._assigned: set[TP] | None = None
         self._topics: set[str] = set()
+        self._histories: dict[str, History | None] = {}
         self._subscription_changed = asyncio.Event()
         self._nudged = asyncio.Event()
         self._released = 0
@@ -87,10 +89,11 @@ class Ownership(Delivery):
     @Service.task  # type: ignore[untyped-decorator]
     async def _take_part(self) -> None:
         """Join the group once there is a subscription; then follow it, and lead it if oldest."""
-        if await self.wait_for_stopped(self._subscription_changed):
+        if self.app.client_only or await self.wait_for_stopped(self._subscription_changed):
             return
         try:
             await self.group.ensure()
+            await self._look_back(self._topics)
             await self.connection.client.subscribe(
                 names.nudge_subject(self.app.conf.id), cb=self._on_nudge
             )
@@ -140,7 +143,7 @@ class Ownership(Delivery):
         counts = {}
         for topic in {topic for member in members.values() for topic in member.subscription}:
             try:
-                counts[topic] = (await self.catalog.load(topic)).partitions
+                counts[topic] = (await self.catalog.confirm(topic)).partitions
             except TopicMissingError:
                 self.log.warning("topic %r of another member has no stream: left out", topic)
         decided = self.app.assignor.assign(ClusterView(counts), members)
@@ -161,8 +164,7 @@ class Ownership(Delivery):
         """Take this worker's share of a generation, in the order Faust relies on."""
         number, share = generation.number, generation.shares[self.group.member]
         decided = {TP(topic, partition) for topic, parts in share.assignment for partition in parts}
-        for topic in {tp.topic for tp in decided}:
-            await self.catalog.load(topic)
+        await self._look_back({tp.topic for tp in decided})
         sources = {tp for tp in decided if not self._is_changelog_tp(tp)}
         if decided == self.assigned() and self.group.generation and not self._is_held:
             # Nothing changes for this worker: it goes on reading, fenced anew.
@@ -184,6 +186,12 @@ class Ownership(Delivery):
         self._is_letting_go = False
         await self._tell()
         await self.on_partitions_assigned(set(decided), number)
+
+    async def _look_back(self, topics: Iterable[str]) -> None:
+        """Make sure that the topics lie as they are known, and this app's state with them."""
+        for topic in topics:
+            shape = await self.catalog.confirm(topic)
+            self._histories[topic] = await history_of(self.connection, self.app.conf.id, shape)
 
     async def _let_go(self, number: int) -> None:
         """Finish and commit what is in hand, give all partitions up, and say so."""
@@ -274,11 +282,13 @@ class Ownership(Delivery):
         shape = self.catalog.known(tp.topic)
         if shape is None:
             raise RuntimeError(f"topic {tp.topic!r} was assigned before it was loaded")
+        history = self._histories.get(tp.topic)
         return PartitionReader(
             self.connection,
             stream=shape.stream,
-            subject_filter=shape.filter(tp.partition),
+            subject_filter=history.filters(tp.partition) if history else shape.filter(tp.partition),
             on_arrival=self._arrived.set,
+            wanted=history.wants(tp.partition) if history else None,
         )
 
     @Service.task  # type: ignore[untyped-decorator]

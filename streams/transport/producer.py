@@ -42,6 +42,8 @@ class _InFlight:
     """A message on its way: all that is needed to send it again."""
 
     tp: TP
+    key: bytes | None
+    is_placed: bool
     subject: str
     payload: bytes
     headers: dict[str, str]
@@ -73,6 +75,7 @@ class Producer(base.Producer):  # type: ignore[misc]
         self._acknowledged_at: dict[str, float] = {}
         # Topics in doubt, each with the number of the message that was sent again alone, or 0.
         self._probes: dict[str, int] = {}
+        self._asked_for: set[str] = set()
 
     async def on_start(self) -> None:
         """Connect and listen for acknowledgements."""
@@ -113,6 +116,10 @@ class Producer(base.Producer):  # type: ignore[misc]
             raise ProducerSendError(f"topic {topic!r} is somebody else's stream: read only")
         if shape.is_changelog:
             raise ProducerSendError(f"changelog {topic!r} is written by changing its table only")
+        await self._wait_for_room()
+        # Nothing is awaited from here to the message's place among those on their way: a topic that
+        # lies elsewhere meanwhile moves it with them.
+        shape = self.catalog.known(topic) or shape
         tp = TP(topic, self._partition(shape.partitions, key, partition))
         number = next(self._numbers)
         wire = names.encode_headers(key, value, timestamp, dict(headers) if headers else None) or {}
@@ -121,6 +128,8 @@ class Producer(base.Producer):  # type: ignore[misc]
         now = monotonic()
         message = _InFlight(
             tp=tp,
+            key=key,
+            is_placed=partition is not None,
             subject=shape.subject(tp.partition, key),
             payload=value or b"",
             headers=wire,
@@ -129,7 +138,6 @@ class Producer(base.Producer):  # type: ignore[misc]
             started_at=now,
             sent_at=now,
         )
-        await self._wait_for_room()
         self._in_flight[number] = message
         if len(self._in_flight) >= IN_FLIGHT_LIMIT:
             self._room.clear()
@@ -231,6 +239,9 @@ class Producer(base.Producer):  # type: ignore[misc]
             error.get("code") == 503 or error.get("err_code") == DUPLICATE_IN_PROCESS
         ):
             self._doubt(topic)
+            if error.get("code") == 503 and topic not in self._asked_for:
+                self._asked_for.add(topic)
+                self.add_future(self._place_anew(topic))
             return
         self._finished(number)
         self._acknowledged_at[topic] = monotonic()
@@ -251,6 +262,25 @@ class Producer(base.Producer):  # type: ignore[misc]
                 timestamp_type=0,
             )
         )
+
+    async def _place_anew(self, topic: str) -> None:
+        """Ask how a topic lies that nothing takes: with more partitions it has other subjects.
+
+        What nobody took is not stored, so a key's messages move together, and in order.
+        """
+        try:
+            shape = await self.catalog.learn(topic)
+        except TransportError as error:
+            self.log.info("not found where %r lies: %s", topic, error)
+            return
+        finally:
+            self._asked_for.discard(topic)
+        for message in self._in_flight.values():
+            if message.tp.topic == topic:
+                chosen = message.tp.partition if message.is_placed or message.key is None else None
+                partition = self._partition(shape.partitions, message.key, chosen)
+                message.tp = TP(topic, partition)
+                message.subject = shape.subject(partition, message.key)
 
     def _finished(self, number: int) -> None:
         del self._in_flight[number]

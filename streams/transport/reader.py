@@ -56,13 +56,15 @@ class PartitionReader:
         connection: Connection,
         *,
         stream: str,
-        subject_filter: str | None,
+        subject_filter: str | list[str] | None,
         on_arrival: Callable[[], None],
+        wanted: Callable[[Record], bool] | None = None,
     ) -> None:
         self._connection = connection
         self._stream = stream
         self._filter = subject_filter
         self._on_arrival = on_arrival
+        self._wanted = wanted
         self._buffer: deque[Record] = deque()
         self._subscription: Subscription | None = None
         self._consumer = ""
@@ -146,7 +148,8 @@ class PartitionReader:
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=self._last_received + 1,
             ack_policy=AckPolicy.NONE,
-            filter_subject=self._filter,
+            filter_subject=None if isinstance(self._filter, list) else self._filter,
+            filter_subjects=self._filter if isinstance(self._filter, list) else None,
             inactive_threshold=INACTIVE_THRESHOLD_S,
             mem_storage=True,
             num_replicas=1,
@@ -231,17 +234,17 @@ class PartitionReader:
         self._asked = max(0, self._asked - 1)
         self._last_received = sequence
         self.high_water = sequence + 1 + pending
-        self._buffer.append(
-            Record(
-                sequence,
-                int(reply[7 + shift]) / _NANOSECONDS,
-                pending,
-                message.subject,
-                headers,
-                message.data,
-            )
+        record = Record(
+            sequence,
+            int(reply[7 + shift]) / _NANOSECONDS,
+            pending,
+            message.subject,
+            headers,
+            message.data,
         )
-        self._on_arrival()
+        if self._wanted is None or self._wanted(record):
+            self._buffer.append(record)
+            self._on_arrival()
         if self._asked <= PULL_MESSAGES // 2:
             await self.replenish()
 

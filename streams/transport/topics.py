@@ -17,7 +17,7 @@ from yarl import URL
 
 from streams.transport import names
 from streams.transport.connection import Connection, is_missing_stream
-from streams.transport.errors import TopicMismatchError, TopicMissingError
+from streams.transport.errors import TopicMismatchError, TopicMissingError, TopicMovedError
 from streams.transport.state import ensure_state_stream
 
 DEDUPLICATION_WINDOW_S = 120.0
@@ -26,7 +26,11 @@ EXTERNAL_PREFIX = "topic."
 
 @dataclass(frozen=True, slots=True)
 class TopicShape:
-    """How a topic lies in JetStream."""
+    """How a topic lies in JetStream.
+
+    `counts` are the partitions of each of its layouts, the last the present one: a topic that was
+    given more keeps what was stored before where it was.
+    """
 
     topic: str
     stream: str
@@ -35,6 +39,22 @@ class TopicShape:
     external: bool
     is_changelog: bool = False
     root: str = ""
+    counts: tuple[int, ...] = ()
+
+    @property
+    def layout(self) -> int:
+        """The number of the present layout: how often the topic was given more partitions."""
+        return max(0, len(self.counts) - 1)
+
+    def former(self, layout: int, partition: int | str = "*") -> str:
+        """Return the subject filter of a former layout, of all partitions or of one."""
+        root = names.topic_root(self.topic, layout)
+        return f"{root}.{partition}" + (".*" if self.compacting else "")
+
+    def origin(self, subject: str) -> tuple[int, int]:
+        """Return the layout and the partition that a message was stored in."""
+        first, *rest = subject.removeprefix(f"{names.topic_root(self.topic)}.").split(".")
+        return (int(first[1:]), int(rest[0])) if first.startswith("e") else (0, int(first))
 
     def filter(self, partition: int) -> str | None:
         """Return the subject filter of a partition; None when it is the whole stream."""
@@ -68,6 +88,21 @@ def external_topics(urls: list[URL]) -> dict[str, str]:
     }
 
 
+def declared_shape(topic: str, metadata: Mapping[str, str]) -> TopicShape:
+    """Return how a declared topic lies, as the metadata of its stream say."""
+    partitions = metadata[names.PARTITIONS_METADATA]
+    counts = tuple(map(int, metadata.get(names.LAYOUTS_METADATA, partitions).split(",")))
+    return TopicShape(
+        topic=topic,
+        stream=names.topic_stream(topic),
+        partitions=int(partitions),
+        compacting=metadata.get(names.COMPACTING_METADATA) == "1",
+        external=False,
+        root=names.topic_root(topic, len(counts) - 1),
+        counts=counts,
+    )
+
+
 class Topics:
     """The topics one connection knows; loaded once, then answered without I/O."""
 
@@ -92,25 +127,31 @@ class Topics:
         An external stream counts as one partition, so that its total order is kept.
         """
         known = self._known.get(topic)
-        if known is not None:
-            return known
+        return known if known is not None else await self.learn(topic)
+
+    async def confirm(self, topic: str) -> TopicShape:
+        """Ask the server again; TopicMovedError when the topic's layout is not the loaded one."""
+        known = self._known.get(topic)
+        found = await self._look_up(topic)
+        if known is not None and known.root != found.root:
+            raise TopicMovedError(topic, known.partitions, found.partitions)
+        self._known[topic] = found
+        return found
+
+    async def learn(self, topic: str) -> TopicShape:
+        """Ask the server, whatever was known before, and keep what it says."""
+        self._known[topic] = shape = await self._look_up(topic)
+        return shape
+
+    async def _look_up(self, topic: str) -> TopicShape:
         if self._changelogs.includes(topic):
-            self._known[topic] = shape = await self._changelog(topic)
-            return shape
+            return await self._changelog(topic)
         external = topic in self._external
         stream = self._external.get(topic) or names.topic_stream(topic)
         info = await self._stream_info(topic, stream)
-        metadata = info.config.metadata or {}
-        shape = TopicShape(
-            topic=topic,
-            stream=stream,
-            partitions=1 if external else int(metadata[names.PARTITIONS_METADATA]),
-            compacting=not external and metadata.get(names.COMPACTING_METADATA) == "1",
-            external=external,
-            root=names.topic_root(topic),
-        )
-        self._known[topic] = shape
-        return shape
+        if external:
+            return TopicShape(topic, stream, 1, compacting=False, external=True)
+        return declared_shape(topic, info.config.metadata or {})
 
     async def create(
         self,
@@ -154,8 +195,7 @@ class Topics:
         return await self._checked(topic, partitions, compacting=compacting)
 
     async def _checked(self, topic: str, partitions: int, *, compacting: bool) -> TopicShape:
-        self._known.pop(topic, None)
-        shape = await self.load(topic)
+        shape = await self.confirm(topic)
         if (shape.partitions, shape.compacting) != (partitions, compacting):
             raise TopicMismatchError(
                 topic,
@@ -171,11 +211,15 @@ class Topics:
         if subject is None:
             state = (await self._stream_info(topic, shape.stream)).state
             return (state.first_seq, state.last_seq + 1) if state.last_seq else (0, 0)
-        last = await self._connection.last_message(shape.stream, subject)
-        if last is None:
-            return 0, 0
-        first = await self._connection.next_message(shape.stream, subject)
-        return (first.sequence if first else last.sequence), last.sequence + 1
+        # What former layouts hold counts for every partition: a bound that is too wide is harmless.
+        first, last = 0, 0
+        for each in [*map(shape.former, range(shape.layout)), subject]:
+            newest = await self._connection.last_message(shape.stream, each)
+            if newest is not None:
+                oldest = await self._connection.next_message(shape.stream, each)
+                first = first or (oldest or newest).sequence
+                last = max(last, newest.sequence)
+        return first, last + 1 if last else 0
 
     async def _stream_info(self, topic: str, stream: str) -> StreamInfo:
         try:
@@ -194,14 +238,15 @@ class Topics:
         record = await self._connection.last_message(stream, names.changelog_record(app_id, topic))
         if record is None:
             raise TopicMissingError(topic, stream)
+        document = json.loads(record.data)
         return TopicShape(
             topic=topic,
             stream=stream,
-            partitions=int(json.loads(record.data)["partitions"]),
+            partitions=int(document["partitions"]),
             compacting=True,
             external=False,
             is_changelog=True,
-            root=names.changelog_root(app_id, topic),
+            root=names.changelog_root(app_id, topic, document.get("layout", "")),
         )
 
     async def _create_changelog(self, topic: str, partitions: int, replicas: int) -> None:

@@ -13,8 +13,10 @@ from typing import Literal
 
 import faust
 from faust.types import TP, AppT, StreamT
+from faust.utils.urls import urllist
 from mode import ServiceT
 from mode.supervisors import CrashingSupervisor
+from yarl import URL
 
 from infra.telemetry import get_logger
 from streams.contract import LEDGER_STREAM, LEDGER_TOPIC
@@ -24,7 +26,6 @@ from streams.monitor import CommitMonitor
 from streams.processor import InterruptedBatchError, Processor, Surroundings
 from streams.progress import Progress, Reporter
 from streams.settings import WorkerSettings
-from streams.transport import Connection
 
 COMMIT_EVERY_S = 1.0
 HEARTBEAT_S = 1.0
@@ -53,7 +54,7 @@ def processor_worker(
     """Return the worker of one processor, ready to be run."""
     app = _new_app(settings, reading)
     progress = Progress()
-    connection = Connection(app.transport.url, f"{reading.app_id} dead letters")
+    connection = app.transport.connect(f"{reading.app_id} dead letters")
     deadletters = DeadLetters(
         connection,
         consumer=reading.app_id,
@@ -67,6 +68,7 @@ def processor_worker(
             pause=app.sleep,
             stopping=lambda: bool(app.should_stop),
             table=partial(_new_table, app),
+            connect=app.transport.connect,
         )
     )
     topic = app.topic(
@@ -94,7 +96,7 @@ def processor_worker(
 
     return quiet_worker(
         app,
-        Reporter(app, TP(LEDGER_TOPIC, 0), progress),
+        Reporter(app, TP(LEDGER_TOPIC, 0), progress, reading.deadletter_subject),
         MetricsServer(ProcessorMetrics(reading.app_id, progress), settings),
     )
 
@@ -103,7 +105,7 @@ def _new_app(settings: WorkerSettings, reading: Reading) -> AppT:
     """Return a Faust app on our transport: no Kafka, no web server, no leader topic."""
     app = faust.App(
         reading.app_id,
-        broker=f"{settings.nats_url.get_secret_value()}/?topic.{LEDGER_TOPIC}={LEDGER_STREAM}",
+        broker=_broker_urls(settings.nats_url.get_secret_value()),
         Stream="streams.transport:Stream",
         datadir=str(settings.state_dir),
         web_enabled=False,
@@ -122,6 +124,12 @@ def _new_app(settings: WorkerSettings, reading: Reading) -> AppT:
     )
     app.monitor = CommitMonitor()
     return app
+
+
+def _broker_urls(setting: str) -> list[URL]:
+    """Return the servers of the setting with all it says of them, and the stream of the topic."""
+    first, *others = urllist(setting)
+    return [first.update_query({f"topic.{LEDGER_TOPIC}": LEDGER_STREAM}), *others]
 
 
 def _new_table(app: AppT, name: str) -> MutableMapping[bytes, bytes]:

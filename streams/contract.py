@@ -21,13 +21,16 @@ WAREHOUSE_DEADLETTER_SUBJECT = "deadletter.warehouse"
 REALTIME_DEADLETTER_SUBJECT = "deadletter.realtime"
 RISK_DEADLETTER_SUBJECT = "deadletter.risk"
 
+DISCARDED_STREAM = "DISCARDED"
+DISCARDED_SUBJECTS = "discarded.>"
+
 RISK_STREAM = "RISK"
 RISK_SUBJECTS = "ledger.risk.>"
 RISK_FLAGGED_SUBJECT = "ledger.risk.flagged"
 
 
 class DeadLetterHeader(StrEnum):
-    """Headers of a dead letter, beside those the event had."""
+    """Headers of a dead letter, beside those the event had; the last four of a discarded one."""
 
     REASON = "Giovang-Deadletter-Reason"
     CONSUMER = "Giovang-Deadletter-Consumer"
@@ -37,6 +40,10 @@ class DeadLetterHeader(StrEnum):
     ATTEMPT = "Giovang-Deadletter-Attempt"
     FAILED_AT = "Giovang-Deadletter-Failed-At"
     TRACEBACK = "Giovang-Deadletter-Traceback"
+    DISCARDED_LETTER = "Giovang-Discarded-Letter"
+    DISCARDED_BY = "Giovang-Discarded-By"
+    DISCARDED_AT = "Giovang-Discarded-At"
+    DISCARDED_WHY = "Giovang-Discarded-Why"
 
 
 class Table(StrEnum):
@@ -55,7 +62,7 @@ class Table(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterLimits:
-    """Limits of the dead-letter stream.
+    """Limits of the dead-letter stream, and of the stream of letters that were discarded.
 
     A full stream refuses new letters, which stops the consumer loudly, rather than dropping old
     ones in silence.

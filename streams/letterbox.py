@@ -1,22 +1,35 @@
-"""The dead-letter stream as a box of letters: read, corrected, replaced, removed.
+"""The dead-letter stream as a box of letters: read, corrected, replaced, removed, discarded.
 
 Every request waits for a server that is just away, and then raises TransportError. Removing and
 replacing may be done twice: a letter that is gone is gone, and a replacement has an id of its own.
+A discarded letter goes whole to a stream from which nobody can delete a message, with who discarded
+it, when and why, before it leaves the box; a death between the two leaves it in both.
 """
 
+import base64
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
-from nats.js.errors import NotFoundError
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
 
 from ingest.contract import HEADER_EVENT_ID, HEADER_KEY, ChangeEvent
-from streams.contract import DEADLETTER_STREAM, DEADLETTER_SUBJECTS, DeadLetterHeader
+from streams.contract import (
+    DEADLETTER_STREAM,
+    DEADLETTER_SUBJECTS,
+    DISCARDED_STREAM,
+    DISCARDED_SUBJECTS,
+    DeadLetterHeader,
+    DeadLetterLimits,
+)
 from streams.deadletter import failure_headers
 from streams.transport import Connection
 
 MOST_LISTED: Final = 10_000
+STREAM_IS_FULL: Final = 10077
 
 
 class LetterError(Exception):
@@ -96,6 +109,18 @@ class Letter:
             "payload": None if self.value is None else self.value.decode(errors="replace"),
         }
 
+    @property
+    def discarded(self) -> dict[str, Any]:
+        """Who discarded it, when and why; empty for a letter that still is in the box."""
+        if DeadLetterHeader.DISCARDED_AT not in self.told:
+            return {}
+        return {
+            "letter": int(self.told[DeadLetterHeader.DISCARDED_LETTER]),
+            "discarded_at": self.told[DeadLetterHeader.DISCARDED_AT],
+            "discarded_by": self.told[DeadLetterHeader.DISCARDED_BY],
+            "why": self.told[DeadLetterHeader.DISCARDED_WHY],
+        }
+
 
 class LetterBox:
     """The dead-letter stream."""
@@ -105,16 +130,17 @@ class LetterBox:
 
     async def letters(self, *, after: int = 0, most: int = MOST_LISTED) -> AsyncIterator[Letter]:
         """Give the letters numbered after `after`, in order, at most so many."""
-        for _ in range(most):
-            found = await self._read(after + 1, following=True)
-            if found is None:
-                return
-            yield found
-            after = found.number
+        async for letter in self._following(DEADLETTER_STREAM, DEADLETTER_SUBJECTS, after, most):
+            yield letter
+
+    async def discarded(self, *, after: int = 0, most: int = MOST_LISTED) -> AsyncIterator[Letter]:
+        """Give the letters that were discarded, in order; `number` is their place among those."""
+        async for letter in self._following(DISCARDED_STREAM, DISCARDED_SUBJECTS, after, most):
+            yield letter
 
     async def letter(self, number: int) -> Letter:
         """Return one letter; raises LetterError where there is none of that number."""
-        found = await self._read(number, following=False)
+        found = await self._read(DEADLETTER_STREAM, number)
         if found is None:
             raise LetterError(f"there is no dead letter {number}; list shows those there are", 1)
         return found
@@ -147,22 +173,73 @@ class LetterBox:
         )
         await self.remove(letter)
 
-    async def _read(self, number: int, *, following: bool) -> Letter | None:
+    async def discard(self, letter: Letter, *, by: str, why: str) -> None:
+        """Take a letter out of the box for good, its record kept; LetterError where that is full.
+
+        The stream of the records is made at the first, as safe as that of the letters.
+        """
+        jetstream = self._connection.jetstream
+        box = await self._connection.retrying(
+            "look at the dead letters", lambda: jetstream.stream_info(DEADLETTER_STREAM)
+        )
+        wanted = StreamConfig(
+            name=DISCARDED_STREAM,
+            description="dead letters that were discarded, by whom, when and why",
+            subjects=[DISCARDED_SUBJECTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            num_replicas=box.config.num_replicas or 1,
+            max_bytes=DeadLetterLimits().max_bytes,
+            deny_delete=True,
+            deny_purge=True,
+        )
+        await self._connection.ensure_stream("stream of discarded letters", wanted)
+        headers = {
+            **{name: text for name, text in letter.told.items() if not name.startswith("Nats-")},
+            DeadLetterHeader.DISCARDED_LETTER.value: str(letter.number),
+            DeadLetterHeader.DISCARDED_BY.value: by,
+            DeadLetterHeader.DISCARDED_AT.value: datetime.now(UTC).isoformat(),
+            DeadLetterHeader.DISCARDED_WHY.value: why,
+        }
+        place = DISCARDED_SUBJECTS[:-1] + letter.place.partition(".")[2]
+        try:
+            await self._connection.retrying(
+                "discard a dead letter",
+                lambda: jetstream.publish(place, letter.value or b"", headers=dict(headers)),
+            )
+        except APIError as error:
+            if error.err_code != STREAM_IS_FULL:
+                raise
+            told = f"stream {DISCARDED_STREAM} is full: raise its max_bytes; nothing was changed"
+            raise LetterError(told, 2) from error
+        await self.remove(letter)
+
+    async def _following(
+        self, stream: str, subjects: str, after: int, most: int
+    ) -> AsyncIterator[Letter]:
+        for _ in range(most):
+            found = await self._read(stream, after + 1, subjects)
+            if found is None:
+                return
+            yield found
+            after = found.number
+
+    async def _read(self, stream: str, number: int, following: str | None = None) -> Letter | None:
+        """Return the message of a number, with `following` the first from it on; or None."""
+
         async def read() -> Letter | None:
             try:
                 found = await self._connection.jetstream.get_msg(
-                    DEADLETTER_STREAM,
-                    seq=number,
-                    subject=DEADLETTER_SUBJECTS if following else None,
-                    next=following,
+                    stream, seq=number, subject=following, next=following is not None
                 )
             except NotFoundError:
                 return None
             return Letter(
-                int(found.seq or 0), found.subject or "", found.data or b"", found.headers or {}
+                int(found.seq or 0), found.subject or "", found.data or b"", _headers(found.hdrs)
             )
 
-        return await self._connection.retrying("read the dead letters", read)
+        return await self._connection.retrying(f"read {stream}", read)
 
 
 def corrected(letter: Letter, payload: bytes) -> Letter:
@@ -178,3 +255,10 @@ def corrected(letter: Letter, payload: bytes) -> Letter:
             2,
         )
     return replace(letter, value=payload)
+
+
+def _headers(stored: str | None) -> dict[str, str]:
+    """Read headers as they are stored: nats-py takes them for an e-mail's, which is ASCII only."""
+    lines = base64.b64decode(stored or "").split(b"\r\n")[1:]
+    pairs = (line.partition(b":") for line in lines if b":" in line)
+    return {name.decode(): text.strip().decode(errors="replace") for name, _, text in pairs}

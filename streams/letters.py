@@ -1,16 +1,19 @@
-"""Dead letters for a person: `python -m streams.letters list | show | retry`.
+"""Dead letters for a person: `python -m streams.letters list | show | retry | discard | discarded`.
 
 A retry gives the event, as it was or corrected, to the processor that failed on it, beside a worker
 that goes on: effects are recognised by the event's id, so neither the order among different keys
 nor a retry that was killed half-way matters. The letter is removed after the effect is durable. A
 letter that fails again stays, with its attempt counted and the new reason, and later letters of its
-key wait for it.
+key wait for it. A letter that is not to be processed any more is discarded: it is kept elsewhere,
+with who did so, when and why, and nobody waits for it.
 
 Status 0: done. Status 1: a letter failed again, or there is none such. Status 2: NATS, or what the
 processor needs, does not answer, or an argument is wrong.
 """
 
 import asyncio
+import getpass
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +23,7 @@ from typing import Annotated, Final
 
 import orjson
 import typer
+from faust.utils.urls import urllist
 from rich.console import Console
 from rich.table import Table
 
@@ -30,18 +34,20 @@ from streams.contract import REALTIME_APP, RISK_APP, WAREHOUSE_APP, DeadLetterHe
 from streams.letterbox import MOST_LISTED, Letter, LetterBox, LetterError, corrected
 from streams.processor import InterruptedBatchError, LedgerMessage, Processor, Surroundings
 from streams.progress import Progress
-from streams.risk.processor import NoRetry
-from streams.settings import OnlookerSettings, RealtimeSettings, StreamsSettings
-from streams.transport import TransportError, connected
+from streams.risk import again
+from streams.risk.rules import RulesError
+from streams.settings import OnlookerSettings, RealtimeSettings, RiskSettings, StreamsSettings
+from streams.transport import Connection, TransportError, connected
 
 AWAY_LIMIT_S: Final = 15.0
 CONNECT_LIMIT_S: Final = 5.0
+WHY_LIMIT: Final = 500
 
 # Settings are read when a letter of that consumer is retried, so each needs only its own.
 PROCESSORS: Final[Mapping[str, Callable[[Surroundings], Processor]]] = {
     WAREHOUSE_APP: lambda around: warehouse.processor(StreamsSettings(), around),
     REALTIME_APP: lambda around: realtime.processor(RealtimeSettings(), around),
-    RISK_APP: NoRetry,
+    RISK_APP: lambda around: again.processor(RiskSettings(), around),
 }
 
 
@@ -95,6 +101,7 @@ async def _process(letter: Letter) -> Exception | None:
             progress=progress,
             pause=asyncio.sleep,
             stopping=lambda: monotonic() >= give_up_at,
+            connect=_connect,
         )
     )
     try:
@@ -188,6 +195,70 @@ def retry_letters(
         raise typer.Exit(1)
 
 
+@cli.command()
+def discard(
+    numbers: Annotated[list[int], typer.Argument(min=1, help="Letters to discard.")],
+    *,
+    why: Annotated[
+        str | None, typer.Option("--why", help="Why they are not to be processed any more.")
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", help="Who says so; else the user.")] = None,
+) -> None:
+    """Take letters out for good, with a record of who did so and why; none holds others up."""
+    if why is None and sys.stdin.isatty():
+        why = typer.prompt("Why are they not to be processed any more?")
+    reason, person = (" ".join((text or "").split()) for text in (why, by or _user()))
+    if not 0 < len(reason) <= WHY_LIMIT or not 0 < len(person) <= WHY_LIMIT:
+        raise LetterError(f'say why in at most {WHY_LIMIT} letters: --why "..."', 2)
+    asyncio.run(_discard(numbers, reason, person))
+
+
+@cli.command()
+def discarded(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_LISTED, help="At most so many.")] = 50,
+    after: Annotated[int, typer.Option(min=0, help="Begin after this record.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List the letters that were discarded, with who did so, when and why."""
+    found = asyncio.run(_discarded(after=after, most=limit))
+    if as_json:
+        records = [{"record": one.number, **one.as_json(), **one.discarded} for one in found]
+        sys.stdout.write(orjson.dumps(records).decode() + "\n")
+        return
+    if not found:
+        sys.stdout.write("no discarded letters\n")
+        return
+    table = Table("record", "letter", "discarded at", "by", "why", "consumer", "event", "reason")
+    for letter in found:
+        told = letter.discarded
+        table.add_row(
+            str(letter.number),
+            str(told["letter"]),
+            told["discarded_at"][:19],
+            told["discarded_by"],
+            told["why"],
+            letter.consumer,
+            letter.told.get(HEADER_EVENT_ID, ""),
+            letter.told.get(DeadLetterHeader.REASON, ""),
+        )
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+async def _discard(numbers: Sequence[int], why: str, by: str) -> None:
+    """Discard all letters or, where there is none of a number, none."""
+    async with _box() as box:
+        letters = [await box.letter(number) for number in dict.fromkeys(numbers)]
+        for letter in letters:
+            await box.discard(letter, by=by, why=why)
+            _tell(f"letter {letter.number} discarded by {by}; ./giovang deadletter discarded")
+
+
+async def _discarded(*, after: int, most: int) -> list[Letter]:
+    async with _box() as box:
+        return [letter async for letter in box.discarded(after=after, most=most)]
+
+
 async def _retry(numbers: Sequence[int], consumer: str | None, payload: bytes | None) -> int:
     async with _box() as box:
         if numbers:
@@ -224,6 +295,19 @@ async def _box() -> AsyncIterator[LetterBox]:
         yield LetterBox(connection)
 
 
+def _connect(name: str) -> Connection:
+    """Return an unopened connection for a processor."""
+    return Connection(urllist(OnlookerSettings().nats_url.get_secret_value()), name)
+
+
+def _user() -> str:
+    """Return who runs the command: behind sudo and `./giovang`, who called them."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        return f"user {os.getuid()}"
+
+
 def _tell(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
@@ -250,6 +334,9 @@ def main() -> int:
     except LetterError as error:
         sys.stderr.write(f"giovang: {error}\n")
         return error.status
+    except RulesError as error:
+        sys.stderr.writelines(f"giovang: {mistake}\n" for mistake in error.mistakes)
+        return 2
     except TransportError as error:
         sys.stderr.write(f"giovang: NATS does not answer: {error}\n")
         return 2

@@ -56,10 +56,14 @@ class ProcessorMetrics(Collector):
             yield from self._partition(progress.standing)
 
     def _partition(self, standing: Standing) -> Iterable[Metric]:
+        yield self._gauge(
+            "dead_letters_waiting", "Dead letters that wait for a person", standing.letters
+        )
+        backlog = standing.backlog
         for name, text, value in (
             ("committed_sequence", "Last event that is finished for good", standing.committed),
-            ("lag_events", "Events that wait", standing.behind_events),
-            ("lag_seconds", "Age of what waits, from its commit", standing.lag_ms / 1000),
+            ("lag_events", "Events that wait", backlog.events),
+            ("lag_seconds", "Age of the first that waits, from its commit", backlog.lag_ms / 1000),
         ):
             family = GaugeMetricFamily(
                 PREFIX + name, text, labels=["processor", "topic", "partition"]

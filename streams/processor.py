@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol, TypeVar
 from infra.telemetry import get_logger
 from streams.progress import Progress
 from streams.rows import Watermark, watermark_for
+from streams.transport import Connection
 
 log = get_logger(__name__)
 
@@ -55,12 +56,18 @@ def no_table(name: str) -> MutableMapping[bytes, bytes]:
     raise LookupError(f"table {name!r} is kept by a worker, and there is none here")
 
 
+def no_connection(name: str) -> Connection:
+    """Refuse a connection to a processor that needs none."""
+    raise LookupError(f"connection {name!r} is made by a worker, and there is none here")
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a worker gives its processor.
 
     `pause` sleeps for seconds, or until told to stop. `table` returns a table by name, which
-    outlives the process; it is asked for before the worker starts.
+    outlives the process; it is asked for before the worker starts. `connect` returns a new,
+    unopened connection to NATS by name, with the worker's own TLS and credentials.
     """
 
     deadletters: Burial
@@ -68,6 +75,7 @@ class Surroundings:
     pause: Callable[[float], Awaitable[object]]
     stopping: Callable[[], bool]
     table: Callable[[str], MutableMapping[bytes, bytes]] = no_table
+    connect: Callable[[str], Connection] = no_connection
 
 
 class Processor(ABC):
@@ -125,16 +133,9 @@ class Processor(ABC):
         await self._deadletters.send(message, error, attempt=attempt)
         self._progress.dead_letters += 1
 
-    def finished(
-        self, messages: Sequence[LedgerMessage], watermark: Watermark | None, rows: int
-    ) -> None:
+    def finished(self, messages: Sequence[LedgerMessage], rows: int) -> None:
         """Note that a batch is done, which moved `rows` rows."""
-        self._progress.advanced(
-            sequence=messages[-1].offset,
-            committed_at=watermark.committed_through if watermark else None,
-            events=len(messages),
-            rows=rows,
-        )
+        self._progress.advanced(sequence=messages[-1].offset, events=len(messages), rows=rows)
 
 
 def last_watermark(messages: Sequence[LedgerMessage]) -> Watermark | None:

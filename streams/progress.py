@@ -15,6 +15,7 @@ from faust.types import TP, AppT
 from mode import Service
 
 from infra.telemetry import get_logger, notify_alive, notify_ready
+from streams.backlog import Backlog, look_behind, waiting_letters
 from streams.transport import TransportError
 
 log = get_logger(__name__)
@@ -22,16 +23,20 @@ log = get_logger(__name__)
 REPORT_EVERY_S = 1.0
 STALL_LIMIT_S = 60.0
 RATE_OVER_REPORTS = 10
+LETTERS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a partition stands: the last event committed for good, and what waits behind it."""
+    """How a partition stands: the last event committed for good, and what waits behind it.
+
+    `letters` are the dead letters of the processor that wait for a person.
+    """
 
     tp: TP
     committed: int
-    behind_events: int
-    lag_ms: int
+    backlog: Backlog
+    letters: int
 
 
 @dataclass(slots=True)
@@ -39,7 +44,6 @@ class Progress:
     """How far a processor has come; counters since the start of the process."""
 
     sequence: int = 0
-    committed_at: datetime | None = None
     events: int = 0
     rows: int = 0
     dead_letters: int = 0
@@ -67,11 +71,9 @@ class Progress:
             self.last_commit_at = datetime.now(UTC)
         self._counts.append((monotonic(), self.events))
 
-    def advanced(self, *, sequence: int, committed_at: str | None, events: int, rows: int) -> None:
+    def advanced(self, *, sequence: int, events: int, rows: int) -> None:
         """Note a finished batch that ends at `sequence`."""
         self.sequence = sequence
-        if committed_at is not None:
-            self.committed_at = datetime.fromisoformat(committed_at)
         self.events += events
         self.rows += rows
         self.moved_at = monotonic()
@@ -90,8 +92,13 @@ class Reporter(Service):  # type: ignore[misc]
 
     mundane_level = "debug"
 
-    def __init__(self, app: AppT, tp: TP, progress: Progress, **kwargs: object) -> None:
+    def __init__(
+        self, app: AppT, tp: TP, progress: Progress, letters_subject: str, **kwargs: object
+    ) -> None:
         super().__init__(**kwargs)
+        self._letters_subject = letters_subject
+        self._letters = 0
+        self._letters_at = -LETTERS_EVERY_S
         self._app = app
         self._tp = tp
         self._progress = progress
@@ -128,26 +135,27 @@ class Reporter(Service):  # type: ignore[misc]
         if not consumer.connection.is_connected:
             self._idle("NATS away, waiting for it", is_active=True)
             return
+        committed = (consumer.group.committed(self._tp) or 1) - 1
+        finished = max(self._progress.sequence, committed)
         try:
-            high_water = (await consumer.highwaters(self._tp))[self._tp]
+            backlog = await look_behind(consumer.connection, finished + 1)
+            if monotonic() - self._letters_at >= LETTERS_EVERY_S:
+                waiting = await waiting_letters(consumer.connection)
+                self._letters = waiting.get(self._letters_subject, 0)
+                self._letters_at = monotonic()
         except TransportError as error:
             self._idle(f"NATS away: {error}", is_active=True)
             return
-        self._tell_lag((consumer.group.committed(self._tp) or 1) - 1, high_water)
+        self._tell_lag(Standing(self._tp, committed, backlog, self._letters))
 
     def _idle(self, status: str, *, is_active: bool = False) -> None:
         """Say that the loop turns, and why no lag is known."""
         notify_alive(status)
         self._progress.stands(None, is_active=is_active)
 
-    def _tell_lag(self, committed: int, high_water: int) -> None:
-        progress = self._progress
-        behind = max(0, high_water - 1 - max(progress.sequence, committed))
-        lag_ms = 0
-        if behind and progress.committed_at is not None:
-            lag = datetime.now(UTC) - progress.committed_at
-            lag_ms = max(0, round(lag.total_seconds() * 1000))
-        progress.stands(Standing(self._tp, committed, behind, lag_ms), is_active=True)
+    def _tell_lag(self, standing: Standing) -> None:
+        progress, behind = self._progress, standing.backlog.events
+        progress.stands(standing, is_active=True)
         if progress.blocked_by:
             notify_alive(f"{progress.blocked_by}; {behind} events behind")
             return
@@ -156,5 +164,6 @@ class Reporter(Service):  # type: ignore[misc]
         elif monotonic() - progress.moved_at > STALL_LIMIT_S:
             log.error("no event finished", behind=behind, for_s=STALL_LIMIT_S)
             return
-        letters = f", {progress.dead_letters} dead letters" if progress.dead_letters else ""
+        letters = f", {standing.letters} dead letters" if standing.letters else ""
+        lag_ms = standing.backlog.lag_ms
         notify_alive(f"{behind} events, {lag_ms} ms behind, {progress.rows} rows{letters}")

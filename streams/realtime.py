@@ -25,13 +25,7 @@ from infra.telemetry import configure_logging
 from ingest.contract import SUBJECT_ROOT, ChangeEvent, Operation
 from streams.app import Reading, processor_worker, serve
 from streams.contract import REALTIME_APP, REALTIME_DEADLETTER_SUBJECT
-from streams.processor import (
-    AwayError,
-    LedgerMessage,
-    Processor,
-    Surroundings,
-    last_watermark,
-)
+from streams.processor import AwayError, LedgerMessage, Processor, Surroundings
 from streams.rows import PoisonEventError
 from streams.settings import RealtimeSettings
 
@@ -109,7 +103,7 @@ class RealtimeProcessor(Processor):
                 pushes.append(push)
         if pushes:
             await self.until_back(lambda: self._publish(pushes))
-        self.finished(messages, last_watermark(messages), len(pushes))
+        self.finished(messages, len(pushes))
 
     async def _publish(self, pushes: Sequence[Push]) -> None:
         """Publish all in one round trip."""

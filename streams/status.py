@@ -23,10 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.telemetry import configure_logging
-from ingest.contract import HEADER_COMMITTED_AT
+from streams.backlog import look_behind, waiting_letters
 from streams.contract import (
-    DEADLETTER_STREAM,
-    DEADLETTER_SUBJECTS,
     LEDGER_STREAM,
     REALTIME_APP,
     REALTIME_DEADLETTER_SUBJECT,
@@ -36,7 +34,7 @@ from streams.contract import (
     WAREHOUSE_DEADLETTER_SUBJECT,
 )
 from streams.settings import OnlookerSettings
-from streams.transport import Connection, Position, TransportError, connected, look
+from streams.transport import Connection, TransportError, connected, look
 
 CONNECT_LIMIT_S: Final = 5.0
 LONGEST_LAG_MS: Final = 60_000
@@ -97,7 +95,7 @@ async def measure(connection: Connection, watch_s: float) -> list[ProcessorStatu
     begun = monotonic()
     before = {consumer: await _committed(connection, consumer) for consumer in PROCESSORS}
     await asyncio.sleep(watch_s)
-    letters = await _dead_letters(connection)
+    letters = await waiting_letters(connection)
     return [
         await _processor(
             connection, consumer, before[consumer], begun, letters.get(PROCESSORS[consumer], 0)
@@ -118,8 +116,8 @@ async def _processor(
         return ProcessorStatus(consumer, "", 0, (), dead_letters)
     partitions = []
     for position in group.positions:
-        behind, lag_ms = await _behind(connection, position)
         offset = position.offset or 1
+        backlog = await look_behind(connection, offset)
         moved = offset - before.get((position.topic, position.partition), offset)
         partitions.append(
             Partition(
@@ -127,8 +125,8 @@ async def _processor(
                 position.partition,
                 offset - 1,
                 position.committed_at if position.offset else None,
-                behind,
-                lag_ms,
+                backlog.events,
+                backlog.lag_ms,
                 round(moved / (monotonic() - begun), 1),
             )
         )
@@ -139,37 +137,6 @@ async def _committed(connection: Connection, consumer: str) -> dict[tuple[str, i
     group = await look(connection, consumer)
     positions = () if group is None else group.positions
     return {(one.topic, one.partition): one.offset or 1 for one in positions}
-
-
-async def _behind(connection: Connection, position: Position) -> tuple[int, int]:
-    """Return how many events wait behind a position, and the age of the first, in ms."""
-
-    async def read() -> tuple[int, int]:
-        jetstream = connection.jetstream
-        last = (await jetstream.stream_info(LEDGER_STREAM)).state.last_seq
-        following = position.offset or 1
-        if following > last:
-            return 0, 0
-        first = await jetstream.get_msg(LEDGER_STREAM, seq=following)
-        text = (first.headers or {}).get(HEADER_COMMITTED_AT)
-        at = datetime.fromisoformat(text) if text else first.time
-        age = datetime.now(UTC) - (at or datetime.now(UTC))
-        return last - following + 1, max(0, round(age.total_seconds() * 1000))
-
-    return await connection.retrying(f"read {LEDGER_STREAM}", read)
-
-
-async def _dead_letters(connection: Connection) -> Mapping[str, int]:
-    async def read() -> Mapping[str, int]:
-        try:
-            info = await connection.jetstream.stream_info(
-                DEADLETTER_STREAM, subjects_filter=DEADLETTER_SUBJECTS
-            )
-        except NotFoundError:
-            return {}
-        return info.state.subjects or {}
-
-    return await connection.retrying(f"read {DEADLETTER_STREAM}", read)
 
 
 def as_table(found: Sequence[ProcessorStatus]) -> Table:

@@ -1,4 +1,4 @@
-"""SQL of the warehouse processor: one batch is one database transaction.
+"""SQL of the warehouse processor: a batch becomes durable whole, and harmlessly twice.
 
 Rows are copied into temporary staging tables and moved out of them by one statement a table
 (`streams.targets`). The watermark moves in the same database transaction and never backwards.
@@ -125,8 +125,19 @@ class Store(Session):
         self._dead_rows: Counter[Table] = Counter()
 
     async def write(self, rows: Sequence[Row], watermark: Watermark | None) -> None:
-        """Make `rows` and `watermark` durable, all or nothing; raises StoreError."""
-        await self.run(lambda connection: self._write(connection, rows, watermark))
+        """Make `rows` and `watermark` durable, all or nothing; raises StoreError.
+
+        Only a batch in which things happen and others are told again is two database transactions,
+        the second with the watermark; done again after a failure, the first changes nothing.
+        """
+        happened = [row for row in rows if not row.told_again]
+        told_again = [row for row in rows if row.told_again]
+        if happened and told_again:
+            await self.run(lambda connection: self._write(connection, happened, None))
+            happened = []
+        await self.run(
+            lambda connection: self._write(connection, happened or told_again, watermark)
+        )
 
     async def prepare(self, connection: AsyncConnection[tuple[Any, ...]]) -> None:
         """Make the staging tables."""
@@ -140,19 +151,20 @@ class Store(Session):
         rows: Sequence[Row],
         watermark: Watermark | None,
     ) -> None:
-        happened: dict[Table, list[tuple[Any, ...]]] = {}
-        told_again: dict[Table, list[tuple[Any, ...]]] = {}
+        staged: dict[Table, list[tuple[Any, ...]]] = {}
         for row in rows:
-            by_table = told_again if row.told_again else happened
-            by_table.setdefault(row.table, []).append(row.values)
+            staged.setdefault(row.table, []).append(row.values)
         async with connection.transaction(), connection.cursor() as cursor:
-            for table, values in happened.items():
+            # All is handed over before anything is moved: no timeout of PostgreSQL's ends a COPY
+            # whose client froze, and its successor would wait for the locks.
+            for table, values in staged.items():
                 await self._stage(cursor, table, values)
-                await cursor.execute(TARGETS[table].move)
-            for table, values in told_again.items():
+            for table, values in staged.items():
                 target = TARGETS[table]
-                await self._stage(cursor, table, values)
-                await cursor.execute(target.move_told_again, _span(target, values))
+                if rows[0].told_again:
+                    await cursor.execute(target.move_told_again, _span(target, values))
+                else:
+                    await cursor.execute(target.move)
             if watermark is not None:
                 await move_watermark(cursor, LEDGER_SOURCE, watermark)
 

@@ -57,7 +57,7 @@ class WarehouseProcessor(Processor):
         watermark = last_watermark(messages)
         if mapped or watermark is not None:
             await self._write(mapped, watermark, attempt=1)
-        self.finished(messages, watermark, len(mapped))
+        self.finished(messages, len(mapped))
 
     async def _write(
         self, mapped: Sequence[Mapped], watermark: Watermark | None, attempt: int

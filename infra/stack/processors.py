@@ -24,7 +24,7 @@ def status(context: typer.Context) -> None:
 
 
 def deadletter(context: typer.Context) -> None:
-    """Look at events that could not be processed, and give them back: list, show, retry."""
+    """Look at events that could not be processed: list, show, retry, discard, discarded."""
     _enter("streams.letters", context.args or ["--help"])
 
 

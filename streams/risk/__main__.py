@@ -8,8 +8,6 @@ of it. While the warehouse is away the stream waits.
 import sys
 from functools import partial
 
-from yarl import URL
-
 from infra.telemetry import configure_logging
 from streams.app import Reading, processor_worker, serve
 from streams.contract import RISK_APP, RISK_DEADLETTER_SUBJECT
@@ -19,7 +17,6 @@ from streams.risk.flagging import Flagging
 from streams.risk.processor import RiskProcessor
 from streams.risk.rules import RULES_FILE, RulesError, RuleSet, load
 from streams.settings import RiskSettings
-from streams.transport import Connection
 
 RECORDS = "risk-records"
 
@@ -27,7 +24,7 @@ RECORDS = "risk-records"
 def processor(settings: RiskSettings, rules: RuleSet, surroundings: Surroundings) -> RiskProcessor:
     """Return the processor on the services of the settings; it connects at its first batch."""
     outlet = Flagging(
-        Connection([URL(settings.nats_url.get_secret_value())], f"{RISK_APP} alerts"),
+        surroundings.connect(f"{RISK_APP} alerts"),
         settings.warehouse_url.get_secret_value(),
         settings.replicas,
     )

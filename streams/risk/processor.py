@@ -9,7 +9,6 @@ from collections.abc import MutableMapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from streams.contract import RISK_APP
 from streams.processor import LedgerMessage, Processor, Surroundings, last_watermark
 from streams.risk.engine import Alert, Engine, Verdict
 from streams.risk.payments import ARRIVALS, payment_of
@@ -58,7 +57,7 @@ class RiskProcessor(Processor):
         if alerts or watermark is not None:
             await self.until_back(lambda: self._outlet.flag(alerts, watermark))
         self._records.update(records)
-        self.finished(messages, watermark, len(alerts))
+        self.finished(messages, len(alerts))
 
     def _verdict(self, message: LedgerMessage, records: dict[bytes, bytes]) -> Verdict | None:
         payment = payment_of(message.subject, message.value, message.offset)
@@ -69,22 +68,3 @@ class RiskProcessor(Processor):
     async def close(self) -> None:
         """Close the outlet."""
         await self._outlet.close()
-
-
-class NotAgainError(Exception):
-    """What a letter of this processor asked about has passed."""
-
-
-class NoRetry(Processor):
-    """Answers who wants to give a letter back: the windows it belonged to are the worker's."""
-
-    needs = "nothing"
-
-    async def process(self, messages: Sequence[LedgerMessage]) -> None:
-        """Bury again what is given."""
-        for message in messages:
-            told = f"{RISK_APP} has moved on from event {message.offset}: replay the stream instead"
-            await self.bury(message, NotAgainError(told))
-
-    async def close(self) -> None:
-        """There is nothing to close."""

@@ -108,6 +108,8 @@ def build_app(settings: ApiSettings) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await task
         await app.state.composer.close()
+        if app.state.demo_wallet is not None:
+            await app.state.demo_wallet.close()
         await redis.aclose()
 
     app = FastAPI(
@@ -160,6 +162,7 @@ def _furnish(
     app.state.rates = rates_of(settings, redis)
     app.state.live = Live(app, settings, database)
     app.state.composer = Composer(settings.solana_rpc_url, timeout_s=settings.rpc_timeout_s)
+    app.state.demo_wallet = demo.wallet_of(settings)
 
 
 async def health(request: Request) -> Response:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from api import strict_json
 from api.database import new_id
-from api.errors import BodyTooLarge, GiovangError, NotAuthenticated, UnsupportedMedia
+from api.errors import BodyTooLarge, GiovangError, NotAuthenticated, NotFound, UnsupportedMedia
 from api.ratelimit import rate_headers
 from api.security import KEY_PREFIXES, SessionSigner, api_key_digest
 from api.web import (
@@ -98,6 +98,8 @@ class Gate:
         request = Request(scope)
         try:
             await _spend_of_caller(request)
+            if scope["path"].endswith("/"):
+                raise NotFound("nothing is served at this address; none ends with a slash")
             if scope["method"] not in _BODILESS:
                 body = await self._body(request, receive)
                 receive = _replayed(body, receive)

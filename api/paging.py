@@ -10,8 +10,8 @@ from typing import Annotated, Final, TypeVar
 
 from fastapi import Query
 
-from api.database import ID_BODY
 from api.errors import FieldError, InvalidRequest
+from api.wording import EXAMPLE_BODY, id_pattern
 
 T = TypeVar("T")
 MOST_PER_PAGE: Final = 100
@@ -48,10 +48,12 @@ class Paging:
         return (page[::-1] if self.is_backward else page), has_more
 
 
-def paging(cursor_pattern: str) -> Callable[..., Paging]:
+def paging(cursor_pattern: str, *, example: str) -> Callable[..., Paging]:
     """Return the dependency that reads a list's page from the query."""
     Limit = Annotated[int, Query(ge=1, le=MOST_PER_PAGE)]  # noqa: N806 - a type
-    Cursor = Annotated[str | None, Query(pattern=cursor_pattern)]  # noqa: N806 - a type
+    Cursor = Annotated[  # noqa: N806 - a type
+        str | None, Query(pattern=cursor_pattern, examples=[example])
+    ]
 
     def read(
         limit: Limit = DEFAULT_PER_PAGE,
@@ -65,4 +67,4 @@ def paging(cursor_pattern: str) -> Callable[..., Paging]:
 
 def by_id(prefix: str) -> Callable[..., Paging]:
     """Return the dependency for a list whose items have ids of this prefix."""
-    return paging(f"^{prefix}_{ID_BODY}$")
+    return paging(id_pattern(prefix), example=f"{prefix}_{EXAMPLE_BODY}")

@@ -4,18 +4,20 @@ What the application holds for all requests is reached by the functions here and
 Errors become problem+json in `problem_answer` and nowhere else.
 """
 
-import re
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_origin
 
 import psycopg
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from api import idempotency
 from api.database import Database, Identity, Unit
@@ -34,25 +36,26 @@ from api.errors import (
 from api.ratelimit import RateLimiter, Taken, address_bucket
 from api.security import PayerLinks, SessionClaims
 from api.settings import ApiSettings
+from api.wording import DONG, sentence, worded, written_out
 from infra.telemetry import get_logger
 
 _log = get_logger(__name__)
 
 # Text that people wrote: no control characters, which PostgreSQL, logs and terminals disagree on.
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-
-def _written_out(value: object) -> object:
-    """Refuse a bare number, which pydantic would take for seconds since 1970."""
-    if isinstance(value, str) and not _DATE_AND_TIME.match(value):
-        raise ValueError("a moment is written as RFC 3339 says, such as 2026-01-31T00:00:00+07:00")
-    return value
-
-
-_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]")
+PLAIN = worded(r"^[^\x00-\x1f\x7f]*$", "text without line breaks and other control characters")
+Text = Annotated[str, StringConstraints(pattern=PLAIN)]
+# Thirteen digits fit numeric(15, 2) in the warehouse.
+DongAmount = Annotated[
+    str,
+    StringConstraints(pattern=worded(r"^[1-9][0-9]{0,12}$", f"whole dong, more than 0, {DONG}")),
+]
+Country = Annotated[
+    str,
+    StringConstraints(pattern=worded(r"^[A-Z]{2}$", 'a country of ISO 3166, such as "VN"')),
+]
 Moment = Annotated[
     AwareDatetime | None,
-    BeforeValidator(_written_out),
+    BeforeValidator(written_out),
     Query(examples=["2026-01-31T00:00:00+07:00"]),
 ]
 
@@ -141,25 +144,36 @@ def operator_of(request: Request) -> Database:
 
 
 async def only_known_queries(request: Request) -> None:
-    """Refuse what the address does not know: a filter misspelt must not widen what is counted."""
+    """Refuse what the address does not know, and what is said twice where once is heard.
+
+    A filter misspelt must not widen what is counted, nor one of two be passed over.
+    """
     if not request.scope["query_string"]:
         return
-    known = set(_queries(request.scope["route"].dependant))
-    unknown = sorted(set(request.query_params) - known)
-    if unknown:
+    known = dict(_queries(request.scope["route"].dependant))
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    wrong = {
+        name: "give this parameter once" if name in known else "no such parameter here"
+        for name, times in given.items()
+        if name not in known or (times > 1 and not known[name])
+    }
+    if wrong:
         raise InvalidRequest(
             "this address does not take every parameter it was given",
             errors=[
-                FieldError(detail="no such parameter here", pointer=f"/query/{name[:100]}")
-                for name in unknown[:20]
+                FieldError(detail=detail, pointer=f"/query/{name[:100]}")
+                for name, detail in sorted(wrong.items())[:20]
             ],
         )
 
 
-def _queries(dependant: Dependant) -> Iterator[str]:
-    """Return the names of the query parameters that a route takes, by itself or what it needs."""
+def _queries(dependant: Dependant) -> Iterator[tuple[str, bool]]:
+    """Return the query parameters that a route takes, by itself or what it needs.
+
+    Each with whether it may be given more than once.
+    """
     for field in dependant.query_params:
-        yield field.alias
+        yield field.alias, get_origin(field.field_info.annotation) in {list, Sequence}
     for dependency in dependant.dependencies:
         yield from _queries(dependency)
 
@@ -269,7 +283,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     found = cast("RequestValidationError", error).errors()
     if any(item["type"] == "json_invalid" for item in found):
         return problem_answer(request, MalformedRequest("the body is not valid JSON"))
-    fields = [FieldError(detail=item["msg"], pointer=_pointer(item["loc"])) for item in found]
+    fields = [FieldError(detail=sentence(item), pointer=_pointer(item["loc"])) for item in found]
     noun = "field is" if len(fields) == 1 else "fields are"
     return problem_answer(request, InvalidRequest(f"{len(fields)} {noun} not valid", errors=fields))
 
@@ -287,7 +301,21 @@ async def _framework_refusal(request: Request, error: Exception) -> Response:
         405: MethodNotAllowed("see /docs for what this address takes"),
         413: BodyTooLarge("no valid request is that long"),
     }
-    return problem_answer(request, known.get(status) or GiovangError("see the server's log"))
+    answer = problem_answer(request, known.get(status) or GiovangError("see the server's log"))
+    if status == 405:
+        answer.headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+    return answer
+
+
+def _methods_at(request: Request) -> set[str]:
+    """Return the methods that the request's address takes; its routes have one or a few each."""
+    return {
+        method
+        for context in iter_route_contexts(request.app.routes)
+        if isinstance(context.original_route, APIRoute)
+        and compile_path(context.path or "")[0].match(request.url.path)
+        for method in context.original_route.methods or ()
+    }
 
 
 async def _defect(request: Request, error: Exception) -> Response:

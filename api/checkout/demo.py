@@ -41,6 +41,13 @@ _ESCROW_ORDER = CreatePayment(
 )
 
 
+def wallet_of(settings: ApiSettings) -> DemoWallet | None:
+    """Return the demo's wallet where the settings give it a key."""
+    if not settings.demo or settings.demo_payer_key is None:
+        return None
+    return DemoWallet(settings.solana_rpc_url, settings.demo_payer_key.get_secret_value())
+
+
 @router.get(
     "/demo/checkout",
     status_code=303,
@@ -75,7 +82,7 @@ async def demo_pay(request: Request, payment_id: PaymentPath, lang: Language) ->
     order = await order_of(request, payment_id)
     if not order.is_payable:
         raise Conflict(f"this payment is {order.status}")
-    await _wallet(settings_of(request)).pay(transfer_of(order.payment))
+    await _wallet(request).pay(transfer_of(order.payment))
     return RedirectResponse(f"/order/{payment_id}?lang={lang}", status_code=303)
 
 
@@ -112,11 +119,12 @@ async def _sign_and_act(
         raise NotPermitted("this text is not valid any more; open the payment's page again")
     order = await order_of(request, payment_id)
     text = text_to_sign(order, purpose, code=code, site=settings.public_url, lang=lang)
-    proof = Proof(code, _wallet(settings).sign(text), lang)
+    proof = Proof(code, _wallet(request).sign(text), lang)
     return await act(request, payment_id, purpose, proof, reason=fields.get("reason", ""))
 
 
-def _wallet(settings: ApiSettings) -> DemoWallet:
-    if settings.demo_payer_key is None:
+def _wallet(request: Request) -> DemoWallet:
+    wallet = cast("DemoWallet | None", request.app.state.demo_wallet)
+    if wallet is None:
         raise Conflict("GIOVANG_API_DEMO_PAYER_KEY names no demo wallet")
-    return DemoWallet(settings.solana_rpc_url, settings.demo_payer_key.get_secret_value())
+    return wallet

@@ -9,10 +9,16 @@ from api.database import ID_BODY
 from api.ledger.model import Balance, BookedEntry, StatementLine, TrialLine
 from api.rates.model import decimal_string
 from api.web import Strict, Text
+from api.wording import id_pattern, worded
 
-EntryId = Annotated[str, StringConstraints(pattern=f"^ent_{ID_BODY}$")]
+EntryId = Annotated[str, StringConstraints(pattern=id_pattern("ent"))]
 # An entry's id and the place of one leg in it.
-LineId = Annotated[str, StringConstraints(pattern=rf"^ent_{ID_BODY}\.[1-9][0-9]{{0,3}}$")]
+LineId = Annotated[
+    str,
+    StringConstraints(
+        pattern=worded(rf"^ent_{ID_BODY}\.[1-9][0-9]{{0,3}}$", "the id of a line of a statement")
+    ),
+]
 MerchantAccount = Literal["merchant_available", "escrow_liability_pool", "payer_excess"]
 AnyAsset = Literal["VND", "USDC", "USDT"]
 

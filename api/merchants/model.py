@@ -7,10 +7,10 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from api.database import ID_BODY
-from api.web import Strict, Text
+from api.web import Country, Strict, Text
+from api.wording import id_pattern
 
-MerchantId = Annotated[str, StringConstraints(pattern=f"^mer_{ID_BODY}$")]
+MerchantId = Annotated[str, StringConstraints(pattern=id_pattern("mer"))]
 
 
 def _known_timezone(name: str) -> str:
@@ -42,7 +42,7 @@ class MerchantBody(Strict):
         examples=["cafe"]
     )
     timezone: Timezone = "Asia/Ho_Chi_Minh"
-    country: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")] = "VN"
+    country: Country = "VN"
     fee_bps: int = Field(default=100, ge=0, le=10_000, description="1 % is 100")
     # What an owner may set too stays as it is where the admin says nothing.
     tolerance_bps: ToleranceBps | None = None

@@ -54,16 +54,21 @@ from api.web import (
     problems,
     settings_of,
 )
+from api.wording import worded
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 RefundPath = Annotated[RefundId, Path(examples=["rfd_01jz8w5k6h7m9n0p2q3r4s5t6v"])]
-_TRANSFER_ID = r"^[1-9A-HJ-NP-Za-km-z]{32,128}:[1-9A-HJ-NP-Za-km-z]{32,44}$"
+_TRANSFER_ID = worded(
+    r"^[1-9A-HJ-NP-Za-km-z]{32,128}:[1-9A-HJ-NP-Za-km-z]{32,44}$",
+    "the id of a transfer: its signature, a colon, and the token account",
+)
+_TRANSFER_EXAMPLE = f"{'5' * 88}:5ZGPSxMzV9xV5s3Wep73r8k5MsPAtLYs11dGDdknznM5"
 TransferPath = Annotated[
     str,
     Path(
         pattern=_TRANSFER_ID,
         description="Signature and token account",
-        examples=[f"{'5' * 88}:5ZGPSxMzV9xV5s3Wep73r8k5MsPAtLYs11dGDdknznM5"],
+        examples=[_TRANSFER_EXAMPLE],
     ),
 ]
 
@@ -205,7 +210,7 @@ async def fail_refund(
 async def list_suspense(
     request: Request,
     admin: PaymentAdmin,
-    page: Annotated[Paging, Depends(paging(_TRANSFER_ID))],
+    page: Annotated[Paging, Depends(paging(_TRANSFER_ID, example=_TRANSFER_EXAMPLE))],
 ) -> Response:
     """List final receipts that match no payment, newest first; page on with the last one's id."""
     async with operator_of(request).unit_of_work(identity_of(request, admin)) as unit:

@@ -4,16 +4,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from api.database import ID_BODY
 from api.errors import NotFound
 from api.paging import Paging, paging
 from api.payments import events
-from api.payments.events import CURSOR_PATTERN, Order, present_event
+from api.payments.events import CURSOR_PATTERN, EventType, Order, present_event
 from api.payments.model import PaymentId
 from api.payments.params import AUTH, EventReader
 from api.payments.views import EventList, EventView
 from api.people.auth import identity_of
 from api.web import database_of, json_answer, problems, settings_of
+from api.wording import id_pattern
 
 router = APIRouter(tags=["events"])
 
@@ -28,11 +28,10 @@ async def list_events(
     *,
     request: Request,
     caller: EventReader,
-    page: Annotated[Paging, Depends(paging(CURSOR_PATTERN))],
+    page: Annotated[Paging, Depends(paging(CURSOR_PATTERN, example="1042"))],
     order: Annotated[Order, Query()] = "newest_first",
     type: Annotated[  # noqa: A002 - the field's name
-        str | None,
-        Query(pattern=r"^(payment|refund|payout)\.[a-z_]{1,40}$", examples=["payment.completed"]),
+        EventType | None, Query(examples=["payment.completed"])
     ] = None,
     payment_id: Annotated[PaymentId | None, Query()] = None,
 ) -> Response:
@@ -64,7 +63,7 @@ async def list_events(
 async def get_event(
     request: Request,
     event_id: Annotated[
-        str, Path(pattern=f"^evt_{ID_BODY}$", examples=["evt_01jz8w5k6h7m9n0p2q3r4s5t6v"])
+        str, Path(pattern=id_pattern("evt"), examples=["evt_01jz8w5k6h7m9n0p2q3r4s5t6v"])
     ],
     caller: EventReader,
 ) -> Response:

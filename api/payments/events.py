@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from pydantic import TypeAdapter
 
-from api.database import Unit
+from api.database import ID_BODY, Unit
 from api.errors import FieldError, InvalidRequest, NotFound
 from api.paging import Paging
 from api.payments import event_store
@@ -27,11 +27,37 @@ from api.payments.views import (
 )
 from api.payouts.model import Payout, PayoutView
 from api.payouts.model import present as present_payout
+from api.wording import worded
 
 Order = Literal["newest_first", "oldest_first"]
+EventType = Literal[
+    "payment.created",
+    "payment.pending",
+    "payment.confirming",
+    "payment.completed",
+    "payment.expired",
+    "payment.failed",
+    "payment.escrow_held",
+    "payment.awaiting_release",
+    "payment.disputed",
+    "payment.resolved",
+    "payment.updated",
+    "refund.requested",
+    "refund.completed",
+    "refund.failed",
+    "payout.requested",
+    "payout.approved",
+    "payout.sent",
+    "payout.settled",
+    "payout.failed",
+    "payout.cancelled",
+    "payout.updated",
+]
 MOST_OF_A_PAYMENT: Final = 200
 # An event's id, or its number in the sequence.
-CURSOR_PATTERN: Final = r"^(evt_[0-9a-hjkmnp-tv-z]{26}|[0-9]{1,18})$"
+CURSOR_PATTERN: Final = worded(
+    rf"^(evt_{ID_BODY}|[0-9]{{1,18}})$", "the id of an event, or its seq in the sequence"
+)
 
 _payment_of = TypeAdapter(Payment)
 _refund_of = TypeAdapter(Refund)
@@ -52,7 +78,7 @@ async def page(
     *,
     mode: str,
     order: Order,
-    type_: str | None,
+    type_: EventType | None,
     payment_id: str | None,
 ) -> tuple[list[Event], bool]:
     """Return a page of events in the order asked for, and whether more follow in its direction.

@@ -10,28 +10,47 @@ from pydantic import ConfigDict, Field, JsonValue, StringConstraints, WithJsonSc
 from api.chain.solana_pay import LONGEST_URL, memo_of, pay_url, request_url
 from api.chain.transfers import TokenTransfer
 from api.contract import DECIMALS, Asset, DisputeOutcome
-from api.database import ID_BODY
 from api.rates.model import decimal_string
 from api.security import Mode
-from api.web import Strict, Text
+from api.web import PLAIN, Country, DongAmount, Strict, Text
+from api.wording import DONG, id_pattern, worded
 
-PaymentId = Annotated[str, StringConstraints(pattern=f"^pay_{ID_BODY}$")]
-RefundId = Annotated[str, StringConstraints(pattern=f"^rfd_{ID_BODY}$")]
-# Thirteen digits fit numeric(15, 2) in the warehouse.
-DongAmount = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,12}$")]
-SomeDong = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,12})$")]
-AnyAmount = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,12})(\.[0-9]{1,6})?$")]
+PaymentId = Annotated[str, StringConstraints(pattern=id_pattern("pay"))]
+RefundId = Annotated[str, StringConstraints(pattern=id_pattern("rfd"))]
+SomeDong = Annotated[
+    str, StringConstraints(pattern=worded(r"^(0|[1-9][0-9]{0,12})$", f"whole dong {DONG}"))
+]
+AnyAmount = Annotated[
+    str,
+    StringConstraints(
+        pattern=worded(
+            r"^(0|[1-9][0-9]{0,12})(\.[0-9]{1,6})?$",
+            'an amount in digits, such as "50000" dong or "9.560230" of a token',
+        )
+    ),
+]
 Reason = Annotated[Text, StringConstraints(min_length=1, max_length=1000)]
 Description = Annotated[Text, StringConstraints(max_length=500)]
 OrderId = Annotated[Text, StringConstraints(max_length=100)]
-SolanaAddress = Annotated[str, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$")]
-SolanaSignature = Annotated[str, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{64,90}$")]
+SolanaAddress = Annotated[
+    str,
+    StringConstraints(
+        pattern=worded(r"^[1-9A-HJ-NP-Za-km-z]{32,44}$", "an address on Solana, in base58")
+    ),
+]
+SolanaSignature = Annotated[
+    str,
+    StringConstraints(
+        pattern=worded(
+            r"^[1-9A-HJ-NP-Za-km-z]{64,90}$", "the signature of a chain transaction, in base58"
+        )
+    ),
+]
 AssetName = Literal["USDC", "USDT"]
 
 MOST_METADATA: Final = 50
 _Name = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
 _Value = Annotated[Text, StringConstraints(max_length=500)]
-_PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
 
 
 def _object_schema(value_type: str | list[str]) -> WithJsonSchema:
@@ -40,8 +59,8 @@ def _object_schema(value_type: str | list[str]) -> WithJsonSchema:
         {
             "type": "object",
             "maxProperties": MOST_METADATA,
-            "propertyNames": {"minLength": 1, "maxLength": 40, "pattern": _PLAIN},
-            "additionalProperties": {"type": value_type, "maxLength": 500, "pattern": _PLAIN},
+            "propertyNames": {"minLength": 1, "maxLength": 40, "pattern": PLAIN},
+            "additionalProperties": {"type": value_type, "maxLength": 500, "pattern": PLAIN},
         }
     )
 
@@ -77,7 +96,7 @@ class CreatePayment(Strict):
     asset: AssetName = Field(description="The token the payer pays in")
     description: Description | None = None
     order_id: OrderId | None = None
-    payer_country: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")] | None = None
+    payer_country: Country | None = None
     metadata: Metadata = Field(default_factory=dict)
     expires_in_s: int = Field(default=DEFAULT_EXPIRY_S, ge=5, le=86_400)
     escrow: bool = Field(

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.contract import VND
-from api.database import ID_BODY
-from api.payments.model import AssetName, DongAmount, Reason
+from api.payments.model import AssetName, Reason
 from api.rates.model import decimal_string
 from api.security import Mode
-from api.web import Strict
+from api.web import DongAmount, Strict
+from api.wording import id_pattern
 
-PolicyId = Annotated[str, StringConstraints(pattern=f"^cfp_{ID_BODY}$")]
-MerchantId = Annotated[str, StringConstraints(pattern=f"^mer_{ID_BODY}$")]
+PolicyId = Annotated[str, StringConstraints(pattern=id_pattern("cfp"))]
+MerchantId = Annotated[str, StringConstraints(pattern=id_pattern("mer"))]
 
 
 @dataclass(frozen=True, slots=True)

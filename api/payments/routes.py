@@ -40,6 +40,7 @@ from api.payments.store import Filters
 from api.payments.views import (
     ExpandedPayment,
     Expansion,
+    ListExpansion,
     PaymentList,
     PaymentView,
     present,
@@ -154,22 +155,21 @@ async def list_payments(
     paging: Page,
     filters: Annotated[Filters, Depends(_filters)],
     expand: Annotated[
-        Sequence[Expansion],
+        Sequence[ListExpansion],
         Query(alias="expand[]", max_length=5, description="Events are with one payment only"),
     ] = (),
 ) -> Response:
     """List your payments, newest first; page on with the id of the last one you got."""
-    shown = [part for part in expand if part != "events"]
     async with database_of(request).unit_of_work(identity_of(request, caller)) as unit:
         payments, has_more = await service.page(unit, paging, filters, mode=caller.mode)
         ids = [payment.id for payment in payments]
-        parts = await _parts(unit, request, caller, ids, shown)
-    parts = await _with_transfers(request, caller, parts, shown)
+        parts = await _parts(unit, request, caller, ids, expand)
+    parts = await _with_transfers(request, caller, parts, expand)
     view = PaymentList(
         data=[_expanded(request, caller, payment, parts) for payment in payments],
         has_more=has_more,
     )
-    return json_answer(view.model_dump_json(exclude={"data": {"__all__": without(shown)}}))
+    return json_answer(view.model_dump_json(exclude={"data": {"__all__": without(expand)}}))
 
 
 Parts = dict[str, dict[str, Any]]

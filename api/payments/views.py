@@ -19,6 +19,7 @@ from api.rates.model import decimal_string, rate_string
 from api.settings import ChainSettings
 
 Expansion = Literal["events", "refunds", "dispute", "transfers", "strays"]
+ListExpansion = Literal["refunds", "dispute", "transfers", "strays"]
 EXPANSIONS: Final[tuple[Expansion, ...]] = (
     "events",
     "refunds",

@@ -6,14 +6,12 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from api.database import ID_BODY
 from api.rates.model import decimal_string
 from api.security import Mode
-from api.web import Strict, Text
+from api.web import DongAmount, Strict, Text
+from api.wording import id_pattern
 
-PayoutId = Annotated[str, StringConstraints(pattern=f"^pyo_{ID_BODY}$")]
-# Thirteen digits fit numeric(15, 2) in the warehouse.
-DongAmount = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,12}$")]
+PayoutId = Annotated[str, StringConstraints(pattern=id_pattern("pyo"))]
 Destination = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 BankReference = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 Reason = Annotated[Text, StringConstraints(min_length=1, max_length=1000)]

@@ -7,9 +7,9 @@ from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.database import ID_BODY
 from api.security import Mode, PersonKind
 from api.web import Strict, Text
+from api.wording import id_pattern, worded
 
 Scope = Literal[
     "merchants:read",
@@ -199,14 +199,22 @@ class SessionStatus:
 
 
 Email = Annotated[
-    str, StringConstraints(pattern=r"^[^@\x00-\x20\x7f-\xa0]{1,64}@[^@\x00-\x20\x7f-\xa0]{1,189}$")
+    str,
+    StringConstraints(
+        pattern=worded(
+            r"^[^@\x00-\x20\x7f-\xa0]{1,64}@[^@\x00-\x20\x7f-\xa0]{1,189}$", "an email address"
+        )
+    ),
 ]
 Password = Annotated[str, StringConstraints(min_length=8, max_length=200)]
 AdminPassword = Annotated[str, StringConstraints(min_length=12, max_length=200)]
-Code = Annotated[str, StringConstraints(pattern=r"^[0-9]{6}$")]
-KeyId = Annotated[str, StringConstraints(pattern=f"^key_{ID_BODY}$")]
-StaffId = Annotated[str, StringConstraints(pattern=f"^stf_{ID_BODY}$")]
-AdminId = Annotated[str, StringConstraints(pattern=f"^adm_{ID_BODY}$")]
+Code = Annotated[
+    str,
+    StringConstraints(pattern=worded(r"^[0-9]{6}$", "the six digits that the authenticator shows")),
+]
+KeyId = Annotated[str, StringConstraints(pattern=id_pattern("key"))]
+StaffId = Annotated[str, StringConstraints(pattern=id_pattern("stf"))]
+AdminId = Annotated[str, StringConstraints(pattern=id_pattern("adm"))]
 
 
 class KeyBody(Strict):

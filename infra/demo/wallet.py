@@ -1,5 +1,7 @@
 """A customer's wallet on the local Solana network: funded by the faucet, paid by the stock client.
 
+Every payment brings its own tokens from the faucet: a wallet may pay several times at once, and the
+checkout's demo pays from one of these wallets too, so none may count on what the wallet holds.
 A payment is one SPL `TransferChecked` that carries the payment's reference as a read-only
 non-signer key, as Solana Pay has it. RPC failures raise ChainAwayError; the caller decides whether
 the customer tries again.
@@ -34,7 +36,6 @@ RPC_TIMEOUT_S = 10.0
 CONFIRM_TIMEOUT_S = 30.0
 _LOW_LAMPORTS = 50_000_000
 _AIRDROP_LAMPORTS = 1_000_000_000
-_TOP_UP_FACTOR = 20
 _CHAIN_ERRORS = (
     SolanaExceptionBase,
     SolanaJsonRpcError,
@@ -80,10 +81,10 @@ class Wallets:
     async def pay(self, payer: Keypair, invoice: Invoice, amount_minor: int) -> Signature:
         """Transfer `amount_minor` token units to the invoice and wait until it is confirmed.
 
-        The wallet is topped up first when it holds too little. Raises ChainAwayError.
+        Raises ChainAwayError.
         """
         try:
-            await self._ensure_funds(payer.pubkey(), invoice.mint, amount_minor)
+            await self._fund(payer.pubkey(), invoice.mint, amount_minor)
             blockhash = (await self._rpc.get_latest_blockhash()).value.blockhash
             message = MessageV0.try_compile(
                 payer.pubkey(), _instructions(payer.pubkey(), invoice, amount_minor), [], blockhash
@@ -98,18 +99,11 @@ class Wallets:
         async with asyncio.timeout(CONFIRM_TIMEOUT_S):
             await self._rpc.confirm_transaction(signature, Confirmed, sleep_seconds=0.2)
 
-    async def _ensure_funds(self, owner: Pubkey, mint: Pubkey, amount_minor: int) -> None:
+    async def _fund(self, owner: Pubkey, mint: Pubkey, amount_minor: int) -> None:
         if (await self._rpc.get_balance(owner)).value < _LOW_LAMPORTS:
             drop = await self._rpc.request_airdrop(owner, _AIRDROP_LAMPORTS)
             await self._confirmed(drop.value)
-        if await self._token_balance(owner, mint) < amount_minor:
-            await self._faucet(owner, mint, amount_minor * _TOP_UP_FACTOR)
-
-    async def _token_balance(self, owner: Pubkey, mint: Pubkey) -> int:
-        account = get_associated_token_address(owner, mint)
-        if (await self._rpc.get_account_info(account)).value is None:
-            return 0
-        return int((await self._rpc.get_token_account_balance(account)).value.amount)
+        await self._faucet(owner, mint, amount_minor)
 
     async def _faucet(self, owner: Pubkey, mint: Pubkey, amount_minor: int) -> None:
         """Ask the local network's faucet, a JSON-RPC method the stock client does not know."""

@@ -15,13 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
 
-from tests.chaos.keeper import Keeper, kill_postgres
+from tests.chaos.keeper import Keeper
 from tests.chaos.load import Load
 from tests.chaos.storm import Size, Storm, Victim, chaos_folder, through
 from tests.fixtures.brokers import start_broker
@@ -94,7 +93,7 @@ class Chaos:
             keeper,
             wires,
             {
-                "PostgreSQL": Victim(partial(kill_postgres, room.database), room.database.start),
+                "PostgreSQL": Victim(room.database.kill, room.database.start),
                 "NATS": Victim(room.broker.kill, room.broker.start),
             },
             weights=_WEIGHTS,

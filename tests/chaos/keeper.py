@@ -1,18 +1,13 @@
 """Keeps processes alive as a supervisor does."""
 
-import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-import psutil
-
 from tests.fixtures.capture import READY_TIMEOUT_S, KeptProcess, poll
-from tests.fixtures.services import DatabaseServer
 
 _LOOK_S = 0.05
-_END_TIMEOUT_S = 30.0
+_END_TIMEOUT_S = 60.0
 
 
 class Keeper:
@@ -97,20 +92,3 @@ class Keeper:
                             process.hear()
         except BaseException as error:  # noqa: BLE001 - told by `check`, on the harness's thread
             self._error = error
-
-
-def kill_postgres(server: DatabaseServer) -> None:
-    """SIGKILL the server with all its processes, as a machine that fails does."""
-    main = psutil.Process(server.pid)
-    # Held still, it can start no process that would be missed.
-    main.suspend()
-    family = [*main.children(recursive=True), main]
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    server.kill()
-    psutil.wait_procs(family, timeout=_END_TIMEOUT_S)
-    deadline = time.monotonic() + _END_TIMEOUT_S
-    while any(process.is_running() for process in family):
-        assert time.monotonic() < deadline, "PostgreSQL's processes did not end"
-        time.sleep(_LOOK_S)

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -27,7 +26,7 @@ from nats.js.api import StreamInfo
 from nats.js.errors import NotFoundError
 
 from ingest.contract import HEADER_EVENT_ID, STREAM, EventId
-from tests.chaos.keeper import Keeper, kill_postgres
+from tests.chaos.keeper import Keeper
 from tests.chaos.storm import Size, Storm, Victim, chaos_folder, through
 from tests.chaos.tables import TableAudit
 from tests.fixtures import ledger_stream as ledger
@@ -69,15 +68,21 @@ class Account:
     duration_s: float = 0.0
 
 
-class Feed:
-    """Publishes payments' lives one after the other, whatever happens to NATS.
+def lives(stored: int) -> list[ledger.Message]:
+    """Return the batch of payments' lives that follows what the stream holds."""
+    return list(ledger.lives(stored // ledger.EVENTS_A_LIFE, LIVES_A_BATCH))
 
-    After every error it goes on from what the stream holds; the fence keeps a batch out that was
-    still on its way.
+
+class Feed:
+    """Publishes events batch by batch, whatever happens to NATS.
+
+    After every error it goes on from what the stream holds: `following` is asked what comes after
+    so many events. The fence keeps a batch out that was still on its way.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, following: Callable[[int], list[ledger.Message]] = lives) -> None:
         self._url = url
+        self._following = following
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._publish_on, name="feed", daemon=True)
         self._error: BaseException | None = None
@@ -123,8 +128,8 @@ class Feed:
             jetstream = client.jetstream(timeout=_CALL_TIMEOUT_S)
             while not self._end.is_set():
                 info = await jetstream.stream_info(STREAM)
-                number = await self._next_life(jetstream, info)
-                messages = list(ledger.lives(number, LIVES_A_BATCH))
+                await self._look(jetstream, info)
+                messages = self._following(info.state.last_seq)
                 messages[0].headers["Nats-Expected-Last-Sequence"] = str(info.state.last_seq)
                 async with asyncio.timeout(_CALL_TIMEOUT_S):
                     await ledger.publish(client, messages)
@@ -133,12 +138,11 @@ class Feed:
         finally:
             await client.close()
 
-    async def _next_life(self, jetstream: "nats.js.JetStreamContext", info: StreamInfo) -> int:
-        if info.state.last_seq == 0:
-            return 0
-        last = await jetstream.get_msg(STREAM, info.state.last_seq)
-        self.last = EventId.parse((last.headers or {})[HEADER_EVENT_ID])
-        return ledger.life_of(self.last) + 1
+    async def _look(self, jetstream: "nats.js.JetStreamContext", info: StreamInfo) -> None:
+        """Note the last event that is stored: of a batch whose answer was lost, too."""
+        if info.state.last_seq:
+            last = await jetstream.get_msg(STREAM, info.state.last_seq)
+            self.last = EventId.parse((last.headers or {})[HEADER_EVENT_ID])
 
 
 async def _quiet(_: Exception) -> None:
@@ -160,9 +164,7 @@ class Chaos:
             keeper,
             ground.wires,
             {
-                "TimescaleDB": Victim(
-                    partial(kill_postgres, ground.warehouse), ground.warehouse.start
-                ),
+                "TimescaleDB": Victim(ground.warehouse.kill, ground.warehouse.start),
                 "NATS": Victim(ground.broker.kill, ground.broker.start),
             },
             weights=_WEIGHTS,

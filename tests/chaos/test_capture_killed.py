@@ -10,7 +10,7 @@ SEED = 20260214
 KILLS = 8
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_what_was_committed_is_on_the_stream_whatever_was_killed(postgres_tree: Path) -> None:
     told: list[str] = []
     account = capture.run(KILLS, SEED, capture.SHORT, postgres_tree, told.append)

@@ -10,7 +10,7 @@ SEED = 20260215
 KILLS = 6
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_is_on_the_stream_is_in_the_tables_whatever_was_killed(postgres_tree: Path) -> None:
     told: list[str] = []
     account = streams.run(KILLS, SEED, streams.SHORT, postgres_tree, told.append)

@@ -20,10 +20,11 @@ from mode.utils.times import Seconds, want_seconds
 from tests.conformance.broker import Broker
 
 POLL_S = 0.02
-START_DEADLINE_S = 30.0
-STOP_DEADLINE_S = 30.0
-ARRIVAL_DEADLINE_S = 20.0
-SESSION_TIMEOUT_S = 2.0
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 60.0
+ARRIVAL_DEADLINE_S = 60.0
+# Nobody is killed here, and messages are counted: a machine that stands still costs no ownership.
+SESSION_TIMEOUT_S = 20.0
 HEARTBEAT_S = 0.5
 
 

@@ -8,7 +8,7 @@ from tests.conformance.apps import Apps, running, send_numbers, until, values
 from tests.conformance.broker import Broker
 from tests.conformance.test_tables import counting
 
-RECOVERY_DEADLINE_S = 40.0
+RECOVERY_DEADLINE_S = 90.0
 
 
 async def restart(broker: Broker) -> None:

@@ -45,7 +45,7 @@ async def test_flush_waits_until_all_is_stored_in_order(apps: Apps, name: str) -
             await producer.send(name, b"k%d" % (n % 10), b"%d" % n, None, None, None)
             for n in range(600)
         ]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await producer.flush()
         assert all(future.done() for future in futures)
     told = [future.result() for future in futures]
@@ -160,7 +160,7 @@ async def test_a_large_message_passes_and_a_larger_one_is_refused(apps: Apps, na
         with pytest.raises(ProducerSendError):
             await producer.send_and_wait(name, b"k", too_large, None, None, None)
         await producer.send_and_wait(name, b"k", b"after", None, None, None)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await producer.flush()
     async with apps.reading(name) as reading:
         messages = await reading.until(2)

@@ -130,7 +130,7 @@ async def test_a_recovery_that_fails_ends_the_worker(apps: Apps, name: str) -> N
     try:
         await until(lambda: bool(app.crashed), what=lambda: "the worker's end")
     finally:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await app.stop()
             await asyncio.gather(starting, return_exceptions=True)
     assert "refused" in str(app.crash_reason), "it names the table"

@@ -15,7 +15,15 @@ from api.audit import sealing
 from api.audit.model import Flaw
 from api.database import Database
 from tests.fixtures.api import until
-from tests.fixtures.audit import ROWS, assert_gap_free, number, seal, verify, write_rows
+from tests.fixtures.audit import (
+    ROWS,
+    assert_gap_free,
+    nothing_under_way,
+    number,
+    seal,
+    verify,
+    write_rows,
+)
 from tests.fixtures.ledgers import LedgerDatabase
 from tests.fixtures.services import CHECKOUT, Server
 
@@ -129,6 +137,7 @@ def test_a_sealer_that_dies_leaves_nothing_half_done(trail: LedgerDatabase, lock
 def test_a_step_is_bounded_and_the_next_goes_on(trail: LedgerDatabase) -> None:
     with trail.superuser() as database:
         write_rows(database, 10)
+    nothing_under_way(trail)
     step: LiteralString = "SELECT linked, more FROM audit_seal(4)"
     with trail.connect("giovang_watcher") as watcher:
         steps = [watcher.execute(step).fetchone() for _ in range(8)]

@@ -118,6 +118,8 @@ def test_bad_questions_are_refused(api: ApiServer, shop: Shop) -> None:
         "limit=101",
         "order=random",
         "type=drop",
+        "type=payment.paid",
+        "type=payment.created&type=payment.completed",
         "starting_after=pay_x",
         "starting_after=-1",
         f"starting_after={'9' * 19}",

@@ -93,7 +93,7 @@ def test_a_first_snapshot_joins_the_stream_whatever_dies(
                 room.engine.start(ready=False)
             else:
                 process.kill()
-                process.wait(timeout=10)
+                process.wait(timeout=60)
                 marks.take()
                 process = backfill.start("resume")
         assert backfill.end(process) == 0, backfill.log.read_text()[-2000:]
@@ -197,7 +197,7 @@ def _lose_log(database: psycopg.Connection[Any], slot: str) -> None:
                 "SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s", (slot,)
             ).fetchone() == ("lost",)
 
-        poll(lost, what="the slot is lost", timeout_s=30)
+        poll(lost, what="the slot is lost", timeout_s=60)
     finally:
         database.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
         database.execute("SELECT pg_reload_conf()")
@@ -285,10 +285,12 @@ def test_a_held_row_pauses_the_run_and_harms_no_writer(room: CaptureRoom) -> Non
     backfill = Backfill(room)
     keys = sorted(key for (key,) in rows_now(room)["payments"])
     with room.connect() as holder, psycopg.connect(room.url, autocommit=True) as database:
-        holder.execute("SET lock_timeout = '900ms'")
+        # It has a second at least; where all is slow, more.
+        holder.execute("SET deadlock_timeout = '9s'")
+        holder.execute("SET lock_timeout = '8s'")
         holder.execute("UPDATE payments SET order_id = 'held' WHERE id = %s", (keys[50],))
-        process = backfill.start("start", "payments", "--patience-s", "3")
-        poll(lambda: bool(_waits(database, room)), what="the backfill meets the row", timeout_s=30)
+        process = backfill.start("start", "payments", "--patience-s", "12")
+        poll(lambda: bool(_waits(database, room)), what="the backfill meets the row", timeout_s=60)
         # What a chunk holds it gives back before PostgreSQL would choose who has to die.
         holder.execute("UPDATE payments SET order_id = 'held' WHERE id = %s", (keys[0],))
         assert backfill.end(process) == 1

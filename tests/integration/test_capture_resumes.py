@@ -89,9 +89,9 @@ def test_the_further_of_two_offsets_stays(room: CaptureRoom) -> None:
             store(first, offset + 16)
             with ThreadPoolExecutor(1) as beside:
                 waiting = beside.submit(store_late, position)
-                poll(lambda: _waits(room, late), what="the late writer", timeout_s=20)
+                poll(lambda: _waits(room, late), what="the late writer", timeout_s=60)
                 first.commit()
-                waiting.result(20)
+                waiting.result(60)
             assert room.stored_offset() == max(offset + 16, position), "and it is the only row"
         store_late(offset + 24)
     assert room.stored_offset() == offset + 32

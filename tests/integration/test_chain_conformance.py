@@ -35,7 +35,7 @@ from tests.fixtures.api import itself
 from tests.fixtures.services import LocalnetServer
 
 T = TypeVar("T")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 TIMEOUT_S = 1.0
 
 
@@ -348,7 +348,7 @@ async def test_silence_is_never_an_answer(world: World) -> None:
         began = time.monotonic()
         with pytest.raises(ChainUnavailable):
             await question()
-        assert time.monotonic() - began < 5 * TIMEOUT_S
+        assert time.monotonic() - began < 20 * TIMEOUT_S
 
     world.hang()
     try:

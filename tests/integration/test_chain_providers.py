@@ -176,10 +176,14 @@ async def test_one_that_lags_delays_and_is_reported(desk: Desk, proxy: ChainProx
     payment, signature = await desk.paid()
     await desk.until(payment, "confirming")
     assert desk.state() == "lagging"
-    paid_at = time.monotonic()
     await desk.until(payment, "completed")
     # It is some slots behind, and so are we: never ahead of the slower one.
-    assert time.monotonic() - paid_at > 1
+    with superuser(desk.database) as database:
+        landed = database.execute(
+            "SELECT slot FROM chain_transfers WHERE signature = %s", (signature,)
+        ).fetchone()
+    assert landed is not None
+    assert landed[0] <= proxy.last_final
     assert desk.aside(signature) is None
 
 
@@ -282,5 +286,5 @@ async def test_one_network_alone_is_asked_with_a_deadline(proxy: ChainProxy) -> 
     began = time.monotonic()
     with pytest.raises(ChainUnavailable):
         await reader.finalized_slot()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     await reader.close()

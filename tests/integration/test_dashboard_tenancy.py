@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards import warehouse
 from dashboards.settings import settings
-from tests.fixtures.marts import HO_CHI_MINH, Marts, marts, merchant_id  # noqa: F401
+from tests.fixtures.marts import Marts, marts, merchant_id, noon_zone  # noqa: F401
 from tests.fixtures.services import CHECKOUT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 PHO, TEA, NEW = merchant_id("f"), merchant_id("t"), merchant_id("n")
 NAMES = {PHO: "Phở Hà Nội", TEA: "Trà sữa Mộc", NEW: "Chưa bán gì"}
 PHO_VOLUME, TEA_VOLUME = "₫\u00a01.234.567", "₫\u00a07.654.321"
+ZONE = noon_zone()
 KEY = Ed25519PrivateKey.generate()
 
 
@@ -39,7 +40,7 @@ def token(
         "exp": int(time.time()) + expires_in_s,
         "merchant_id": merchant,
         "merchant_name": NAMES[merchant],
-        "timezone": HO_CHI_MINH,
+        "timezone": ZONE,
     }
     return jwt.encode({**claims, **changes}, key, algorithm="EdDSA")
 
@@ -50,7 +51,7 @@ def shops(marts: Marts) -> Marts:  # noqa: F811
     now = datetime.now(UTC)
     with marts.batch() as batch:
         for shop, amount in ((PHO, 1_234_567), (TEA, 7_654_321)):
-            batch.merchant(shop)
+            batch.merchant(shop, ZONE)
             batch.paid(f"pay_today_{shop}", shop, now - timedelta(microseconds=1), amount)
             for day in range(1, 20):
                 for hour in (11, 12):

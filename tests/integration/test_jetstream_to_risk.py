@@ -5,11 +5,10 @@ What it must find is what the engine finds of the same events, judged one after 
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import nats
 import psycopg
@@ -17,29 +16,29 @@ import pytest
 from nats.aio.client import Client
 from yarl import URL
 
-from infra.stack.process import base_environment
 from ingest.contract import STREAM, ChangeEvent
 from streams.contract import (
-    DEADLETTER_STREAM,
-    RISK_FLAGGED_SUBJECT,
     RISK_STREAM,
     RISK_SUBJECTS,
 )
-from streams.risk.engine import Alert
 from streams.risk.flagging import Flagging
 from streams.transport import Connection
 from tests.fixtures import ledger_stream as ledger
-from tests.fixtures.risk import RULES, arrival, expected, read, rules, shopping
-from tests.fixtures.services import CHECKOUT, BrokerServer, DatabaseServer
-from tests.fixtures.warehouse import Warehouse, publish, worker_settings
+from tests.fixtures.risk import (
+    RULES,
+    as_rows,
+    expected,
+    published,
+    read,
+    rules,
+    shopping,
+    stored,
+)
+from tests.fixtures.services import BrokerServer, DatabaseServer, free_port
+from tests.fixtures.warehouse import Warehouse, publish, run_command, scraped, worker_settings
 from tests.fixtures.workers import WorkerProcess, eventually
 
 EVENTS = list(shopping(seed=7, count=300))
-ROWS = """
-SELECT alert_id, merchant_id, payment_id, event_id, rule_id, rule_version, rule_set, severity,
-       score, reasons, occurred_at
-FROM raw.risk_alerts ORDER BY event_id, alert_id
-"""
 REACHED = "SELECT position, ordinal FROM raw.watermark WHERE source = 'risk'"
 
 
@@ -85,32 +84,6 @@ def worker(environment: dict[str, str]) -> WorkerProcess:
 def wait_for(warehouse: Warehouse, last: ChangeEvent) -> None:
     wanted = [(last.position, last.ordinal)]
     eventually(lambda: warehouse.query(REACHED) == wanted, within_s=60, what=f"watermark {last.id}")
-
-
-async def published(client: Client) -> list[bytes]:
-    """Return every alert on the stream, in order."""
-    jetstream = client.jetstream()
-    state = (await jetstream.stream_info(RISK_STREAM)).state
-    found = []
-    for sequence in range(state.first_seq, state.last_seq + 1):
-        message = await jetstream.get_msg(RISK_STREAM, sequence)
-        assert message.subject == RISK_FLAGGED_SUBJECT
-        found.append(message.data or b"")
-    return found
-
-
-def as_rows(alerts: list[Alert]) -> list[tuple[Any, ...]]:
-    """Return the rows of alerts, as text where PostgreSQL has a moment."""
-    rows = []
-    for alert in alerts:
-        told = json.loads(alert.to_bytes())
-        del told["schema"]
-        rows.append(tuple(told.values()))
-    return sorted(rows, key=lambda row: (row[3], row[0]))
-
-
-def stored(warehouse: Warehouse) -> list[tuple[Any, ...]]:
-    return [(*row[:-1], row[-1].strftime("%Y-%m-%dT%H:%M:%S.%fZ")) for row in warehouse.query(ROWS)]
 
 
 async def test_restart_kill_and_replay_change_no_byte_of_the_alerts(
@@ -168,45 +141,78 @@ async def test_an_alert_with_a_row_is_not_published_again(
     assert stored(warehouse) == as_rows(wanted[:5])
 
 
-async def test_a_poison_event_is_a_letter_that_only_a_replay_can_answer(
-    client: Client, warehouse: Warehouse, environment: dict[str, str]
+async def test_a_letter_given_back_leads_to_what_it_would_have_led_to(
+    client: Client, warehouse: Warehouse, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    poison = arrival(1, ledger.START, payer_country="VNM")
-    await publish(client, [ledger.event_message(event) for event in (poison, EVENTS[50])])
-    with worker(environment) as running:
-        wait_for(warehouse, EVENTS[50])
+    """However many payments the worker has judged since; and given back twice, nothing more."""
+    wanted = expected(rules(), read(EVENTS))
+    # Of those that found something together with others, one in the middle.
+    found = next(alert for alert in wanted[len(wanted) // 2 :] if "velocity" in alert.rule_id)
+    place = next(number for number, event in enumerate(EVENTS) if event.id == found.event_id)
+    event = EVENTS[place]
+    poison = replace(event, after={**event.row, "amount_minor": "much"})
+    events = [*EVENTS[:place], poison, *EVENTS[place + 1 :]]
+    await publish(client, [ledger.event_message(one) for one in events])
+    port = free_port()
+    with worker({**environment, "GIOVANG_STREAMS_METRICS_PORT": str(port)}) as running:
+        told = eventually(
+            lambda: scraped(port, committed_sequence=len(EVENTS), dead_letters_waiting=1),
+            within_s=60,
+            what="metrics",
+        )
+        assert (told["dead_letters_total"], told["lag_events"]) == (1, 0)
         assert running.stop() == 0
-    letters = (await client.jetstream().stream_info(DEADLETTER_STREAM, subjects_filter=">")).state
-    assert letters.subjects == {"deadletter.risk": 1}
-    done = run("streams.letters", environment, "retry", "--all")
-    assert done.returncode == 1
-    assert "giovang-risk has moved on from event 1: replay the stream" in done.stdout
-    done = run("streams.status", environment, "--json", "--watch", "0.1")
-    (shown,) = [
-        one for one in json.loads(done.stdout)["processors"] if one["consumer"] == "giovang-risk"
-    ]
-    assert shown["dead_letters"] == 1
-    assert {one["committed"] for one in shown["partitions"] if one["topic"] == "ledger"} == {2}
+    readable = [one for one in read(events) if one.offset != place + 1]
+    left = [alert.to_bytes() for alert in expected(rules(), readable)]
+    assert await published(client) == left
 
-
-def run(
-    module: str, environment: dict[str, str], *arguments: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=CHECKOUT,
-        env={**base_environment(Path(environment["GIOVANG_STREAMS_STATE_DIR"])), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    status = run_command("streams.status", environment, "--json", "--watch", "0.1")
+    (shown,) = (
+        one for one in json.loads(status.stdout)["processors"] if one["consumer"] == "giovang-risk"
     )
+    assert shown["dead_letters"] == 1
+    assert [(one["topic"], one["committed"]) for one in shown["partitions"]] == [("ledger", 300)]
+    again = run_command("streams.letters", environment, "retry", "--all")
+    assert again.returncode == 1
+    assert "failed again: not an integer of minor units" in again.stdout
+    assert await published(client) == left
+    (letter,) = json.loads(run_command("streams.letters", environment, "list", "--json").stdout)
+    assert (letter["consumer"], letter["sequence"]) == ("giovang-risk", place + 1)
+    file = tmp_path / "corrected.json"
+    file.write_bytes(event.to_bytes())
+    number = str(letter["letter"])
+    done = run_command("streams.letters", environment, "retry", number, "--payload", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    mended = [alert for alert in wanted if alert.event_id == event.id]
+    assert await published(client) == left + [alert.to_bytes() for alert in mended]
+    rows = [row for row in stored(warehouse) if row[3] == event.id]
+    assert rows == as_rows(mended)
+
+
+async def test_a_worker_without_its_warehouse_tells_for_how_long_payments_wait(
+    client: Client, environment: dict[str, str]
+) -> None:
+    """Also one that has finished nothing yet."""
+    await publish(client, map(ledger.event_message, EVENTS[:7]))
+    nowhere = f"postgresql://giovang_streams@127.0.0.1:{free_port()}/analytics"
+    port = free_port()
+    settings = {
+        "GIOVANG_STREAMS_WAREHOUSE_URL": nowhere,
+        "GIOVANG_STREAMS_METRICS_PORT": str(port),
+    }
+    with worker({**environment, **settings}):
+        told = eventually(
+            lambda: scraped(port, blocked=1, lag_events=7), within_s=60, what="metrics"
+        )
+    age = datetime.now(UTC) - EVENTS[0].committed_at
+    assert told["lag_seconds"] == pytest.approx(age.total_seconds(), abs=120)
+    assert (told["active"], told["dead_letters_waiting"]) == (1, 0)
 
 
 def test_wrong_rules_end_the_worker_with_a_sentence_each(environment: dict[str, str]) -> None:
     path = Path(environment["GIOVANG_STREAMS_RULES_FILE"])
     path.write_text(RULES.replace("limit = 3", "limit = 0").replace("score = 80", "score = 800"))
-    done = run("streams.risk", environment)
+    done = run_command("streams.risk", environment)
     assert done.returncode == 2
     assert [line.partition(": ")[2][:22] for line in done.stderr.splitlines()] == [
         "rule 'wallet-velocity'",

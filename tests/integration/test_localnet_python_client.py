@@ -89,7 +89,7 @@ async def test_slots_pass_and_commitments_lag(client: AsyncClient) -> None:
     now = time.time()
     block_time = (await client.get_block_time(confirmed)).value
     assert block_time is not None
-    assert abs(now - block_time) < 5
+    assert abs(now - block_time) < 30
 
 
 async def _greater(asked: Awaitable[Any], than: int) -> int | None:

@@ -82,17 +82,17 @@ def test_tables_in_use_stop_it_cleanly_and_it_can_be_run_again(old_ledger: Ledge
         long_reader.execute("BEGIN")
         long_reader.execute("SELECT count(*) FROM payments")
         with ThreadPoolExecutor() as threads:
-            upgrade = threads.submit(migrations, old_ledger, GIOVANG_API_MIGRATION_LOCK_WAIT_S="2")
+            upgrade = threads.submit(migrations, old_ledger, GIOVANG_API_MIGRATION_LOCK_WAIT_S="6")
             while not upgrade.done():
                 # Others wait for a try of it at the most, never for all of them.
-                other.execute("SET LOCAL statement_timeout = '1500ms'")
+                other.execute("SET LOCAL statement_timeout = '5s'")
                 other.execute("SELECT count(*) FROM payments")
                 other.commit()
             answer = upgrade.result()
         long_reader.execute("COMMIT")
     assert answer.returncode == 1
     assert answer.stderr.splitlines()[-1] == (
-        "migrations: the tables were in use for 2 s; end long database transactions;"
+        "migrations: the tables were in use for 6 s; end long database transactions;"
         " this revision has changed nothing, run it again"
     )
     assert revision_of(old_ledger) == RELEASED

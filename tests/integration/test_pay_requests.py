@@ -222,9 +222,9 @@ def test_an_unknown_payment_is_refused(api: ApiServer) -> None:
 
 def test_money_that_would_come_too_late_is_not_asked_for(api: ApiServer, shop: Shop) -> None:
     # No watcher runs here, so the payment is past its end and not yet expired.
-    payment = shop.create(expires_in_s=5)
+    payment = shop.create(expires_in_s=10)
     assert ask(api, payment["id"]).status_code == 200
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (answer := ask(api, payment["id"])).status_code == 200:
         assert time.monotonic() < end
         time.sleep(0.2)
@@ -279,7 +279,7 @@ def test_a_chain_that_is_away_is_said_and_ends_in_time(alone: ApiServer) -> None
     payment = alone.shop().create()
     began = time.monotonic()
     answer = ask(alone, payment["id"])
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 25
     refused(answer, 503, "chain_unavailable", "did not answer")
     assert answer.headers["retry-after"] == "2"
 
@@ -348,7 +348,7 @@ def test_an_address_may_ask_only_so_often(
             answer = httpx.get(url, headers=ENGLISH)
             return answer if answer.status_code == 429 else None
 
-        answer = until(limited, what="the limit", deadline_s=10, pause_s=0)
+        answer = until(limited, what="the limit", pause_s=0)
         refused(answer, 429, "too_many_requests", "Too many requests")
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.headers["ratelimit"].startswith('"default";r=0')

@@ -135,7 +135,7 @@ def test_a_database_transaction_open_across_a_restart_comes_whole(room: CaptureR
             poll(
                 lambda: told(room.ledger.messages())[-1:] == room.auditor.committed()[-1:],
                 what="the quick one on the stream",
-                timeout_s=30,
+                timeout_s=DRAIN_TIMEOUT_S,
             )
             assert room.engine.stop() == 0
             offset = room.stored_offset()
@@ -181,7 +181,7 @@ def test_a_killed_broker_ends_capture_and_nothing_is_lost(room: CaptureRoom) -> 
         poll(
             lambda: room.ledger.last_sequence() > before + 100,
             what="events on the stream",
-            timeout_s=30,
+            timeout_s=DRAIN_TIMEOUT_S,
         )
         room.broker.kill()
         try:

@@ -17,7 +17,10 @@ from infra.stack.probes import wait_until
 from infra.stack.state import StateFolder
 from tests.fixtures.services import Stack, describe_stack, start_stack, stop_stack
 
-DEADLINE_S = 60.0
+# A stack is started, and in one test twice.
+pytestmark = pytest.mark.timeout(900)
+
+DEADLINE_S = 120.0
 SERVICES = {
     "ledger-db",
     "analytics-db",

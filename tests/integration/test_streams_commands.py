@@ -7,9 +7,7 @@ status` run them.
 
 import json
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,14 +16,21 @@ from typing import Any
 import orjson
 import pytest
 from nats.aio.client import Client
-from prometheus_client.parser import text_string_to_metric_families
+from nats.js.errors import APIError
 
-from infra.stack.process import base_environment
 from ingest.contract import HEADER_EVENT_ID
-from streams.contract import DEADLETTER_STREAM
+from streams.contract import DEADLETTER_STREAM, DISCARDED_STREAM
 from tests.fixtures import ledger_stream as ledger
-from tests.fixtures.services import CHECKOUT, BrokerServer, DatabaseServer, free_port
-from tests.fixtures.warehouse import Warehouse, ledger_client, publish, worker, worker_settings
+from tests.fixtures.services import BrokerServer, DatabaseServer, free_port
+from tests.fixtures.warehouse import (
+    Warehouse,
+    ledger_client,
+    publish,
+    run_command,
+    scraped,
+    worker,
+    worker_settings,
+)
 from tests.fixtures.workers import eventually
 
 WRONG_COUNTRY = "VNM"
@@ -53,21 +58,7 @@ def environment(
 
 
 def deadletter(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("streams.letters", environment, *arguments)
-
-
-def run(
-    module: str, environment: dict[str, str], *arguments: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=CHECKOUT,
-        env={**base_environment(Path(environment["GIOVANG_STREAMS_STATE_DIR"])), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command("streams.letters", environment, *arguments)
 
 
 def listed(environment: dict[str, str], *arguments: str) -> list[dict[str, Any]]:
@@ -158,10 +149,10 @@ async def test_a_letter_tells_why_and_nobody_is_waited_for_for_ever(
     assert stream.state.messages == 4
 
 
-async def test_a_retry_keeps_the_order_of_a_key_and_holds_up_no_other(
+async def test_a_retry_keeps_the_order_of_a_key_until_its_first_letter_is_discarded(
     client: Client, warehouse: Warehouse, environment: dict[str, str]
 ) -> None:
-    await poisoned(client, warehouse, environment)
+    messages = await poisoned(client, warehouse, environment)
     letters = listed(environment)
     before = {letter["sequence"]: letter["letter"] for letter in letters}
     tried = {letter["sequence"]: letter["attempt"] for letter in letters}
@@ -186,6 +177,42 @@ async def test_a_retry_keeps_the_order_of_a_key_and_holds_up_no_other(
     assert sorted(left) == [2, 3, 4]
     again_tried = [left[sequence]["attempt"] - tried[sequence] for sequence in (2, 3, 4)]
     assert again_tried == [2, 0, 2]
+    await discarded(client, environment, left, messages[1])
+
+
+async def discarded(
+    client: Client,
+    environment: dict[str, str],
+    left: dict[int, dict[str, Any]],
+    message: ledger.Message,
+) -> None:
+    """Discard the letter of the second event, for which the third has to wait."""
+    second = left[2]
+    number = str(second["letter"])
+    refused = deadletter(environment, "discard", number, "--why", "  ")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("giovang: say why")
+    missing = deadletter(environment, "discard", number, "99999", "--why", "a slip")
+    assert (missing.returncode, missing.stdout) == (1, ""), "one of two letters was discarded"
+
+    why = "a wrong amount typed in a test, ticket 17: đã xác nhận"
+    done = deadletter({**environment, "SUDO_USER": "linh"}, "discard", number, "--why", why)
+    assert done.returncode == 0, done.stderr
+    (kept,) = json.loads(deadletter(environment, "discarded", "--json").stdout)
+    assert (kept["discarded_by"], kept["why"], kept["record"]) == ("linh", why, 1)
+    assert kept["discarded_at"] > second["failed_at"]
+    assert {name: kept[name] for name in second} == second
+    assert kept["payload"].encode() == message.payload
+    assert deadletter(environment, "discarded").stdout.count("linh") == 1
+    with pytest.raises(APIError):
+        await client.jetstream().delete_msg(DISCARDED_STREAM, 1)
+    assert (await client.jetstream().stream_info(DISCARDED_STREAM)).state.messages == 1
+    assert (await client.jetstream().stream_info(DEADLETTER_STREAM)).state.messages == 2
+
+    # The column refuses the third again, but it was tried.
+    again = deadletter(environment, "retry", "--all")
+    assert again.stdout.startswith(f"letter {left[3]['letter']} failed again: ")
+    assert "waits" not in again.stdout
 
 
 async def test_a_corrected_event_has_its_one_effect(
@@ -219,26 +246,11 @@ async def test_a_corrected_event_has_its_one_effect(
     assert gone.returncode == 1
 
 
-def scraped(port: int, committed: int) -> dict[str, float] | None:
-    """Return what Prometheus gets of the worker once so much is committed, and noted."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    prefix = "giovang_streams_"
-    found = {
-        sample.name.removeprefix(prefix): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.labels.get("processor") == "giovang-warehouse"
-    }
-    is_noted = "last_commit_timestamp_seconds" in found
-    return found if is_noted and found.get("committed_sequence") == committed else None
-
-
 async def test_status_tells_who_reads_how_far_and_what_waits(
     client: Client, warehouse: Warehouse, environment: dict[str, str]
 ) -> None:
     def status() -> tuple[int, dict[str, Any], list[str]]:
-        done = run("streams.status", environment, "--json", "--watch", "0.1")
+        done = run_command("streams.status", environment, "--json", "--watch", "0.1")
         assert done.stdout, done.stderr
         document = json.loads(done.stdout)
         found = {one["consumer"]: one for one in document["processors"]}
@@ -259,25 +271,34 @@ async def test_status_tells_who_reads_how_far_and_what_waits(
             done = [part["committed"] for part in standing["partitions"]]
             return standing if done == [len(messages)] else None
 
-        standing = eventually(caught_up, within_s=20, what="all is committed")
+        standing = eventually(caught_up, within_s=60, what="all is committed")
         assert standing["owner"]
         assert standing["generation"] > 0
         (partition,) = standing["partitions"]
         assert (partition["behind_events"], partition["lag_ms"]) == (0, 0)
         assert partition["committed_at"] is not None
         assert partition["events_per_s"] >= 0
-        first = eventually(lambda: scraped(port, len(messages)), within_s=10, what="metrics")
+        eventually(
+            lambda: scraped(port, committed_sequence=len(messages)), within_s=60, what="metrics"
+        )
+        # It saw itself commit only what it commits from now on.
+        messages += await publish(client, ledger.lives(20, 5))
+        first = eventually(
+            lambda: scraped(port, committed_sequence=len(messages)),
+            within_s=60,
+            what="the next ones",
+        )
         assert first["last_commit_timestamp_seconds"] <= time.time()
         assert (first["active"], first["blocked"], first["lag_events"]) == (1, 0, 0)
         assert first["events_total"] == first["rows_total"] == len(messages)
         assert running.stop() == 0
-    more = await publish(client, ledger.lives(20, 5))
+    more = await publish(client, ledger.lives(25, 5))
     code, standing, complaints = status()
     assert code == 1
     (partition,) = standing["partitions"]
     assert partition["behind_events"] == len(more)
     assert partition["lag_ms"] > 60_000, "the events are of months ago"
     assert any("s behind on ledger" in sentence for sentence in complaints)
-    shown = run("streams.status", environment)
+    shown = run_command("streams.status", environment)
     assert f"{len(more)} events" in shown.stdout
     assert "giovang-realtime is run by nobody" in shown.stdout

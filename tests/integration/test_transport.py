@@ -6,10 +6,8 @@ test_transport_tables.py.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -21,7 +19,7 @@ from streams.transport import (
 )
 from streams.transport.reader import PartitionReader
 from streams.transport.topics import Topics
-from tests.fixtures.echoes import echo, lines, open_connection, sending_app
+from tests.fixtures.echoes import STEADY, echo, lines
 from tests.fixtures.echoes import send as send_numbers
 from tests.fixtures.services import BrokerServer
 from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
@@ -30,33 +28,9 @@ PARTITIONS = 3
 KEYS = 10
 
 
-@pytest.fixture
-def name() -> str:
-    """A name that no other test uses."""
-    return f"t.{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-async def connection(nats_server: BrokerServer) -> AsyncIterator[Connection]:
-    """An open connection; what the test created is deleted at its end."""
-    async with open_connection(nats_server) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def app(
-    nats_server: BrokerServer,
-    connection: Connection,  # noqa: ARG001 - it deletes what the app created
-    name: str,
-) -> AsyncIterator[Any]:
-    """An app whose producer runs."""
-    async with sending_app(nats_server, name) as made:
-        yield made
-
-
 def worker_of(server: BrokerServer, name: str, *extras: str) -> WorkerProcess:
     """Start a worker of app `name` on the topic of the same name."""
-    return echo(server.url, name, *extras, partitions=PARTITIONS)
+    return echo(server.url, name, STEADY, *extras, partitions=PARTITIONS)
 
 
 async def send(
@@ -67,17 +41,17 @@ async def send(
     return await send_numbers(app, topic, numbers, partitions=partitions, keys=KEYS)
 
 
-async def test_what_is_sent_is_received(nats_server: BrokerServer, app: Any, name: str) -> None:
+async def test_what_is_sent_is_received(broker: BrokerServer, app: Any, name: str) -> None:
     producer = app.producer
     await producer.create_topic(name, 3, 1)
     sent = await producer.send_and_wait(name, b"k1", b"", None, None, {"trace": b"abc"})
     await producer.send_and_wait(name, b"k1", None, None, None, None)
     await producer.send_and_wait(name, None, b"keyless", 2, None, None)
     assert sent.partition == names.partition_for(b"k1", 3)
-    with worker_of(nats_server, name) as worker:
+    with worker_of(broker, name) as worker:
         received = eventually(
             lambda: found if len(found := lines(worker)) == 3 else None,
-            within_s=20,
+            within_s=60,
             what="three messages",
         )
         assert worker.stop() == 0
@@ -90,16 +64,16 @@ async def test_what_is_sent_is_received(nats_server: BrokerServer, app: Any, nam
 
 
 async def test_order_holds_in_each_partition_and_commits_resume(
-    nats_server: BrokerServer, app: Any, name: str
+    broker: BrokerServer, app: Any, name: str
 ) -> None:
     offsets = await send(app, name, 0, 300)
-    with worker_of(nats_server, name) as worker:
-        eventually(lambda: len(lines(worker)) == 300, within_s=20, what="300 messages")
+    with worker_of(broker, name) as worker:
+        eventually(lambda: len(lines(worker)) == 300, within_s=60, what="300 messages")
         assert worker.stop() == 0
         first = lines(worker)
     offsets += await send(app, name, 300, 50)
-    with worker_of(nats_server, name) as worker:
-        eventually(lambda: len(lines(worker)) >= 50, within_s=20, what="50 messages")
+    with worker_of(broker, name) as worker:
+        eventually(lambda: len(lines(worker)) >= 50, within_s=60, what="50 messages")
         assert worker.stop() == 0
         second = lines(worker)
     assert sorted(int(line["value"]) for line in first + second) == list(range(350))
@@ -111,30 +85,28 @@ async def test_order_holds_in_each_partition_and_commits_resume(
         assert seen != list(range(seen[0], seen[0] + len(seen))), "offsets should be sparse"
 
 
-async def test_a_restarted_server_loses_nothing(
-    nats_server: BrokerServer, app: Any, name: str
-) -> None:
+async def test_a_restarted_server_loses_nothing(broker: BrokerServer, app: Any, name: str) -> None:
     await send(app, name, 0, 50)
-    with worker_of(nats_server, name) as worker:
-        eventually(lambda: len(lines(worker)) == 50, within_s=20, what="50 messages")
-        nats_server.kill()
-        nats_server.start()
+    with worker_of(broker, name) as worker:
+        eventually(lambda: len(lines(worker)) == 50, within_s=60, what="50 messages")
+        broker.kill()
+        broker.start()
         await send(app, name, 50, 50)
         eventually(
             lambda: {int(x["value"]) for x in lines(worker)} == set(range(100)),
-            within_s=30,
+            within_s=60,
             what="100 messages",
         )
         assert worker.stop() == 0
-    with worker_of(nats_server, name) as successor:
+    with worker_of(broker, name) as successor:
         successor.wait_ready()
         await send(app, name, 100, 1)
-        eventually(lambda: lines(successor), within_s=10, what="the next message")
+        eventually(lambda: lines(successor), within_s=60, what="the next message")
         assert [x["value"] for x in lines(successor)] == ["100"], "the offsets were committed"
 
 
 async def test_publishing_through_a_restart_keeps_order_and_repeats_nothing(
-    nats_server: BrokerServer, connection: Connection, app: Any, name: str
+    broker: BrokerServer, connection: Connection, app: Any, name: str
 ) -> None:
     await app.producer.create_topic(name, 1, 1)
     futures: list[asyncio.Future[Any]] = []
@@ -152,15 +124,15 @@ async def test_publishing_through_a_restart_keeps_order_and_repeats_nothing(
         await asyncio.sleep(0)
         return len(futures) >= number
 
-    await eventually_async(lambda: sent(200), within_s=10, what="200 sent")
-    await asyncio.to_thread(nats_server.kill)
-    await asyncio.to_thread(nats_server.start)
+    await eventually_async(lambda: sent(200), within_s=60, what="200 sent")
+    await asyncio.to_thread(broker.kill)
+    await asyncio.to_thread(broker.start)
     reached = len(futures) + 200
-    await eventually_async(lambda: sent(reached), within_s=20, what="200 more sent")
+    await eventually_async(lambda: sent(reached), within_s=60, what="200 more sent")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await app.producer.flush()
-    assert app.producer.connection.client.stats["reconnects"] == 1
+    assert app.producer.connection.client.stats["reconnects"] > 0
     offsets = [future.result().offset for future in futures]
     assert offsets == sorted(offsets)
     assert len(set(offsets)) == len(offsets)
@@ -201,7 +173,7 @@ async def test_a_reader_whose_consumer_vanished_goes_on(
     for consumer in await connection.jetstream.consumers_info(stream):
         await connection.jetstream.delete_consumer(stream, consumer.name)
     await send(app, name, 10, 5, partitions=1)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         found = reader.take(100)
         while len(found) < 5:
             await reader.check()
@@ -245,7 +217,7 @@ async def reading(
 async def collect(reader: PartitionReader, number: int) -> list[Any]:
     """Take at least `number` records, waiting for them."""
     taken: list[Any] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(taken) < number:
             taken += reader.take(number - len(taken))
             await reader.replenish()

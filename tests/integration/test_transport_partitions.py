@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from itertools import count
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from faust.types import TP
@@ -32,7 +31,7 @@ from streams.transport.membership import Membership
 from streams.transport.reader import Record
 from streams.transport.topics import Changelogs, Topics, TopicShape
 from tests.fixtures.echo_worker import WINDOW_S
-from tests.fixtures.echoes import echo, lines, open_connection, sending_app, values
+from tests.fixtures.echoes import STEADY, echo, lines, sending_app, values
 from tests.fixtures.grower import kill_at, run_command
 from tests.fixtures.services import BrokerServer
 from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
@@ -40,19 +39,6 @@ from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
 KEYS = 12
 FEW, MANY = 4, 6
 PARTITIONS_OF_MANY = {names.partition_for(f"k{n}".encode(), MANY) for n in range(KEYS)}
-
-
-@pytest.fixture
-def name() -> str:
-    """A name that no other test uses."""
-    return f"t.{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-async def connection(broker: BrokerServer) -> AsyncIterator[Connection]:
-    """An open connection; what the test created is deleted at its end."""
-    async with open_connection(broker) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -115,7 +101,7 @@ async def test_keys_move_with_their_order_and_their_state(
     broker: BrokerServer, connection: Connection, app: Any, name: str, table: str
 ) -> None:
     await send(app, name, range(60))
-    with echo(broker.url, name, table, partitions=FEW) as before:
+    with echo(broker.url, name, table, STEADY, partitions=FEW) as before:
         processed(before, numbers=range(60))
         assert before.stop() == 0
         await send(app, name, range(60, 120))  # nobody processes these in the former partitions
@@ -127,7 +113,7 @@ async def test_keys_move_with_their_order_and_their_state(
         assert (done.returncode, done.stderr) == (0, "")
         sent = await send(app, name, range(120, 180))  # by a producer that knew of few
         assert {each.partition for each in sent} == PARTITIONS_OF_MANY
-        with echo(broker.url, name, table, partitions=MANY) as after:
+        with echo(broker.url, name, table, STEADY, partitions=MANY) as after:
             processed(after, numbers=range(60, 180))
             assert after.stop() == 0
             assert sorted(values(before, after)) == list(range(180)), "each event once"
@@ -216,7 +202,7 @@ async def test_no_event_lands_in_a_former_partition(
         await about_to_read.confirm(name)
     with pytest.raises(NoStreamResponseError):
         await connection.jetstream.publish(f"{names.topic_root(name)}.1", b"as before")
-    with echo(broker.url, name, "table", partitions=MANY) as newcomer:
+    with echo(broker.url, name, "table", STEADY, partitions=MANY) as newcomer:
         processed(newcomer, numbers=range(len(futures)))
         assert newcomer.stop() == 0
         assert sorted(values(newcomer)) == list(range(len(futures))), "each event once"

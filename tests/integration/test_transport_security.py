@@ -4,9 +4,11 @@ Every refusal is one sentence, at once: waiting would not help.
 """
 
 import asyncio
+import json
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,16 +16,23 @@ from uuid import uuid4
 import faust
 import pytest
 from faust.auth import GSSAPICredentials, SASLCredentials, SSLCredentials
+from nats.js.errors import NotFoundError
 from yarl import URL
 
 from infra.stack import brokers, probes
 from infra.stack.accounts import service_account
+from streams.contract import DEADLETTER_STREAM, RISK_STREAM
 from streams.transport import Connection
 from streams.transport.errors import AccessRefusedError, CredentialsError, TransportError
-from tests.fixtures.services import BrokerServer, free_port, own_folder
+from tests.fixtures import ledger_stream as ledger
+from tests.fixtures.risk import arrival
+from tests.fixtures.services import BrokerServer, DatabaseServer, free_port, own_folder
 from tests.fixtures.tls import write_certificate
+from tests.fixtures.warehouse import run_command, worker_settings
+from tests.fixtures.workers import WorkerProcess, eventually_async
 
-AT_ONCE_S = 5.0
+# Less than the half minute in which one that does not answer is tried again.
+AT_ONCE_S = 20.0
 USER, PASSWORD, TOKEN = "worker", "pass:w/rd@ ó", "tok-en"
 
 
@@ -37,8 +46,10 @@ class Guarded:
     key: Path
 
 
-def start_guarded(parent: Path, name: str, demands: str, *, tls: bool) -> Guarded:
-    """Start a NATS server that demands what the lines of `demands` say."""
+def start_guarded(
+    parent: Path, name: str, demands: str, *, tls: bool, tls_demands: str = ""
+) -> Guarded:
+    """Start a NATS server that demands what the lines of `demands` say, `tls_demands` of TLS."""
     account = service_account()
     home = own_folder(parent, name, account)
     certificate, key = home / "certificate.pem", home / "key.pem"
@@ -47,10 +58,9 @@ def start_guarded(parent: Path, name: str, demands: str, *, tls: bool) -> Guarde
     text = brokers.nats_config(
         port=port, monitoring_port=monitoring_port, store=home / "store", sync_interval="2m"
     )
+    text += demands
     if tls:
-        text += f'tls {{ cert_file: "{certificate}", key_file: "{key}"{demands} }}\n'
-    else:
-        text += demands
+        text += f'tls {{ cert_file: "{certificate}", key_file: "{key}"{tls_demands} }}\n'
     config = home / "nats.conf"
     config.write_text(text)
     for path in (config, certificate, key):
@@ -191,7 +201,7 @@ async def test_a_certificate_of_the_client(module_folder: Path, tmp_path: Path) 
     known.chmod(0o644)
     known.parent.chmod(0o711)
     guarded = start_guarded(
-        module_folder, "mutual", f', ca_file: "{known}", verify: true', tls=True
+        module_folder, "mutual", "", tls=True, tls_demands=f', ca_file: "{known}", verify: true'
     )
     try:
         trusted = {"ca": str(guarded.certificate)}
@@ -201,6 +211,46 @@ async def test_a_certificate_of_the_client(module_folder: Path, tmp_path: Path) 
         assert "cert= and key=" in await refused(str(url), **trusted)
     finally:
         guarded.server.stop()
+
+
+async def test_every_connection_of_a_worker_and_of_the_commands_shows_what_the_url_says(
+    module_folder: Path, analytics_database: DatabaseServer, tmp_path: Path
+) -> None:
+    """The risk worker has the most of them: reader, heartbeat, tables, dead letters, alerts."""
+    demands = f'authorization {{ user: "{USER}", password: "{PASSWORD}" }}\n'
+    guarded = start_guarded(module_folder, "worker", demands, tls=True)
+    url = URL(f"nats://{guarded.address}").with_user(USER).with_password(PASSWORD)
+    url = url.with_query(ca=str(guarded.certificate))
+    env = worker_settings(guarded.server, analytics_database, tmp_path)
+    env["GIOVANG_STREAMS_NATS_URL"] = str(url)
+    connection = Connection([url], "shop")
+    await connection.open()
+    try:
+        await ledger.create_stream(connection.jetstream)
+        large = arrival(1, ledger.START, amount_minor="90000000")
+        poison = arrival(2, ledger.START, payer_country="VNM")
+        await ledger.publish(connection.client, map(ledger.event_message, (large, poison)))
+        with WorkerProcess("-m", "streams.risk", env=env) as running:
+            for stream in (RISK_STREAM, DEADLETTER_STREAM):
+                await eventually_async(
+                    partial(_holds_one, connection, stream), within_s=30, what=f"one in {stream}"
+                )
+            assert running.stop() == 0
+        listed = run_command("streams.letters", env, "list")
+        assert listed.stdout.count("giovang-risk") == 1, listed.stderr
+        shown = run_command("streams.status", env, "--json", "--watch", "0.1")
+        counts = {one["consumer"]: one for one in json.loads(shown.stdout)["processors"]}
+        assert counts["giovang-risk"]["dead_letters"] == 1
+    finally:
+        await connection.close()
+        guarded.server.stop()
+
+
+async def _holds_one(connection: Connection, stream: str) -> bool:
+    try:
+        return bool((await connection.jetstream.stream_info(stream)).state.messages == 1)
+    except NotFoundError:
+        return False
 
 
 async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:

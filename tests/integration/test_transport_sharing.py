@@ -4,10 +4,9 @@ How they are killed and frozen is in test_transport_tables.py.
 """
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import pytest
 from faust.types import TP
@@ -15,36 +14,16 @@ from faust.types import TP
 from streams.transport import Connection, GroupView, look
 from streams.transport.group import Group
 from tests.fixtures.echoes import (
+    STEADY,
     echo,
     lines,
-    open_connection,
+    owned_by,
     send,
-    sending_app,
     values,
 )
 from tests.fixtures.services import BrokerServer
 from tests.fixtures.wire import Wire
 from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
-
-
-@pytest.fixture
-def name() -> str:
-    """A name that no other test uses."""
-    return f"t.{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-async def connection(broker: BrokerServer) -> AsyncIterator[Connection]:
-    """An open connection; what the test created is deleted at its end."""
-    async with open_connection(broker) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def app(broker: BrokerServer, connection: Connection, name: str) -> AsyncIterator[Any]:  # noqa: ARG001
-    """An app whose producer runs."""
-    async with sending_app(broker, name) as made:
-        yield made
 
 
 @pytest.fixture
@@ -58,16 +37,11 @@ async def shared_by(
     connection: Connection, app: Any, name: str, *workers: WorkerProcess, partitions: int = 4
 ) -> None:
     """Wait until each of the workers owns partitions and has processed something of its own."""
-
-    async def looked() -> bool:
-        view = await look(connection, name)
-        return view is not None and len(view.owner.split(", ")) == len(workers)
-
-    await eventually_async(looked, within_s=20, what=f"{len(workers)} owners")
+    await owned_by(connection, name, *workers)
     mark = await send(app, name, range(-12, 0), partitions=partitions)
     eventually(
         lambda: all(any(line["offset"] in mark for line in lines(each)) for each in workers),
-        within_s=20,
+        within_s=60,
         what="all at work",
     )
 
@@ -76,7 +50,7 @@ def processed(*workers: WorkerProcess, numbers: range) -> None:
     """Wait until the workers have processed all numbers."""
     eventually(
         lambda: set(numbers) <= set(values(*workers)),
-        within_s=20,
+        within_s=60,
         what=f"{numbers} by {len(workers)} workers",
     )
 
@@ -125,7 +99,7 @@ async def test_workers_share_partitions_come_and_go(
             assert sorted(map(len, shares)) == [1, 1, 2], "evenly, and each partition once"
             before = await look(connection, name)
             await app.producer.send_and_wait(name, b"k0", b"block", None, None, None)
-            eventually(lambda: busy(*everyone), within_s=15, what="three seconds of work")
+            eventually(lambda: busy(*everyone), within_s=60, what="the end of its work")
             assert owners(await look(connection, name)) == owners(before), "a busy loop is alive"
             assert first.stop() == 0, "the leader leaves"
             await send(app, name, range(160, 260))
@@ -152,16 +126,16 @@ async def test_a_worker_cut_off_stops_before_its_successor_starts(
             async def joined() -> bool:
                 return owners(await look(connection, name))[0] > before[0]
 
-            await eventually_async(joined, within_s=20, what="a generation with the heir")
+            await eventually_async(joined, within_s=60, what="a generation with the heir")
             await send(app, name, range(300), partitions=1)
-            eventually(lambda: len(values(former)) > 3, within_s=20, what="it is at it")
+            eventually(lambda: len(values(former)) > 3, within_s=60, what="it is at it")
             wire.stall()
             processed(former, heir, numbers=range(300))
             stopped_at, started_at = lines(former)[-1]["at"], lines(heir)[0]["at"]
             assert stopped_at < started_at, "two agents at once"
             in_order(former, heir)
             wire.release()
-            assert former.process.wait(timeout=30) != 0
+            assert former.process.wait(timeout=60) != 0
             assigned = former.errors.read_text().count("Executing _on_partitions_assigned")
             assert assigned == 1, "one that stands by disturbs nobody"
             assert heir.stop() == 0
@@ -170,7 +144,7 @@ async def test_a_worker_cut_off_stops_before_its_successor_starts(
 async def test_a_short_interruption_costs_no_ownership(
     connection: Connection, app: Any, name: str, wire: Wire
 ) -> None:
-    with echo(f"nats://127.0.0.1:{wire.port}", name) as worker:
+    with echo(f"nats://127.0.0.1:{wire.port}", name, STEADY) as worker:
         await send(app, name, range(20))
         processed(worker, numbers=range(20))
         before = await look(connection, name)

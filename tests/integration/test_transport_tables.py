@@ -7,45 +7,28 @@ less, and an event was lost.
 
 import json
 import signal
-from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
-import pytest
-
-from streams.transport import Connection, look, names
-from tests.fixtures.echoes import echo, lines, open_connection, send, sending_app, values
+from streams.transport import Connection, names
+from tests.fixtures.echo_worker import WINDOW_S
+from tests.fixtures.echoes import (
+    echo,
+    lines,
+    owned_by,
+    send,
+    values,
+)
 from tests.fixtures.services import BrokerServer
-from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
+from tests.fixtures.workers import WorkerProcess, eventually
 
 KEYS = 12
-
-
-@pytest.fixture
-def name() -> str:
-    """A name that no other test uses."""
-    return f"t.{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-async def connection(broker: BrokerServer) -> AsyncIterator[Connection]:
-    """An open connection; what the test created is deleted at its end."""
-    async with open_connection(broker) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def app(broker: BrokerServer, connection: Connection, name: str) -> AsyncIterator[Any]:  # noqa: ARG001
-    """An app whose producer runs."""
-    async with sending_app(broker, name) as made:
-        yield made
 
 
 def processed(*workers: WorkerProcess, numbers: range) -> None:
     """Wait until the workers have processed all numbers."""
     eventually(
         lambda: set(numbers) <= set(values(*workers)),
-        within_s=30,
+        within_s=90,
         what=f"{numbers} by {len(workers)} workers",
     )
 
@@ -69,21 +52,6 @@ async def changelog(connection: Connection, name: str) -> dict[str, int]:
     return found
 
 
-async def owned_by(connection: Connection, name: str, *workers: WorkerProcess) -> None:
-    """Wait until these workers, and no other, own partitions.
-
-    Their number alone would not do: one just killed owns some until its lease is over.
-    """
-    wanted = {worker.process.pid for worker in workers}
-
-    async def looked() -> bool:
-        view = await look(connection, name)
-        found = view.owner.split(", ") if view and view.owner else []
-        return {int(member.split("-")[-2]) for member in found} == wanted
-
-    await eventually_async(looked, within_s=30, what=f"owned by {wanted}")
-
-
 async def test_a_table_is_exact_after_kills(
     broker: BrokerServer, connection: Connection, app: Any, name: str
 ) -> None:
@@ -97,7 +65,7 @@ async def test_a_table_is_exact_after_kills(
         with echo(broker.url, name, *slowly) as three:
             await owned_by(connection, name, two, three)
             await send(app, name, range(1200, 1800))
-            eventually(lambda: values(three), within_s=20, what="the third is at it")
+            eventually(lambda: values(three), within_s=60, what="the third is at it")
             two.kill()
             processed(one, two, three, numbers=range(1800))
             assert_exact(one, two, three)
@@ -115,11 +83,11 @@ async def test_a_frozen_worker_changes_no_table(
     with echo(broker.url, name, *slowly) as former, echo(broker.url, name, *slowly) as heir:
         await owned_by(connection, name, former, heir)
         await send(app, name, range(600))
-        eventually(lambda: len(values(former)) > 20, within_s=20, what="it is at it")
+        eventually(lambda: len(values(former)) > 20, within_s=60, what="it is at it")
         former.signal(signal.SIGSTOP)
         processed(former, heir, numbers=range(600))
         former.signal(signal.SIGCONT)
-        assert former.process.wait(timeout=20) != 0
+        assert former.process.wait(timeout=60) != 0
         assert "ownership passed to worker" in former.errors.read_text()
         assert_exact(former, heir)
         assert heir.stop() == 0
@@ -190,4 +158,5 @@ async def test_a_windowed_table_recovers_and_expires(
         assert worker.stop() == 0
     subject = f"{names.changelog_root(name, f'{name}-counts-changelog')}.>"
     stored = await connection.jetstream.get_last_msg(names.group_stream(name), subject)
-    assert (stored.headers or {})["Nats-TTL"] == "10800s", "what expires it, and two windows"
+    lifetime = (stored.headers or {})["Nats-TTL"]
+    assert lifetime == f"{3 * WINDOW_S}s", "what expires it, and two windows"

@@ -20,7 +20,7 @@ import psycopg
 import pytest
 
 from infra.modeller import PostgresWarehouse, Work
-from tests.fixtures.marts import Batch, Marts, marts, merchant_id  # noqa: F401
+from tests.fixtures.marts import Batch, Marts, marts, merchant_id, noon_zone  # noqa: F401
 from tests.fixtures.services import CHECKOUT
 
 # dbt warns about things of its own; what it finds wrong with this project is asserted by name.
@@ -203,13 +203,12 @@ def test_incremental_equals_full_rebuild(marts: Marts, seed: int) -> None:  # no
 
 
 def test_today_and_peaks_follow_the_merchants_clock(marts: Marts) -> None:  # noqa: F811
-    payer = merchant_id("p")
+    payer, zone = merchant_id("p"), noon_zone()
     midnight = marts.rows(
-        "SELECT (now() AT TIME ZONE 'Asia/Ho_Chi_Minh')::date::timestamp"
-        " AT TIME ZONE 'Asia/Ho_Chi_Minh'"
+        f"SELECT (now() AT TIME ZONE '{zone}')::date::timestamp AT TIME ZONE '{zone}'"
     )[0][0]
     with marts.batch() as batch:
-        batch.merchant(payer)
+        batch.merchant(payer, zone)
         for day in range(1, 29):
             for hour in range(8, 22):
                 weight = 2 if hour in {11, 12, 18, 19} else 1
@@ -377,16 +376,14 @@ def test_the_modeller_shows_a_payment_and_stops_when_asked(
             while "READY=1" not in said:
                 said = supervisor.recv(4096).decode()
             with marts.batch() as batch:
-                batch.paid("pay_live", merchant_id("z"), NOW)
-                batch.merchant(merchant_id("z"))
+                batch.paid("pay_live", merchant_id("z"), datetime.now(UTC))
+                batch.merchant(merchant_id("z"), noon_zone())
             query = "SELECT tx_count FROM marts.merchant_today"
             wait_until(
                 lambda: marts.read_as(merchant_id("z"), query) == [(1,)], "the payment in its mart"
             )
-            asked = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0, log.read_text()
-            assert time.monotonic() - asked < 10
+            assert process.wait(60) == 0, log.read_text()
         finally:
             process.kill()
             process.wait()
@@ -406,7 +403,7 @@ def test_the_modeller_gives_up_on_a_warehouse_it_may_not_enter(
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         check=False,
     )
     assert answer.returncode == 1

@@ -4,6 +4,7 @@ The page is opened, paid by the demo's button, and followed to its receipt; once
 over the live connection and without the document being loaded again, and once without any script.
 """
 
+import json
 import secrets
 from collections.abc import Iterator
 
@@ -15,7 +16,25 @@ from api.database import new_id
 from tests.fixtures.browser import DESKTOP, PHONE, chromium, complaints
 from tests.fixtures.services import Stack
 
-PAID_MS = 60_000
+# With the start of the stack.
+pytestmark = pytest.mark.timeout(900)
+
+PAID_MS = 90_000
+# Notes, half a second after the payment is completed, what the page is like that goes on soon.
+NOTE_THE_END = """
+() => {
+  window.sameDocument = true;
+  new MutationObserver((_, observer) => {
+    if (document.querySelector('#state')?.dataset.status !== 'completed') return;
+    observer.disconnect();
+    setTimeout(() => sessionStorage.setItem('end', JSON.stringify({
+      sameDocument: window.sameDocument,
+      navigations: performance.getEntriesByType('navigation').length,
+      focus: document.activeElement.id,
+    })), 500);
+  }).observe(document.body, {attributes: true, childList: true, subtree: true});
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +49,14 @@ def shop(stack: Stack) -> Iterator[httpx.Client]:
     merchant_id = new_id("mer")
     base_url = stack.endpoints["api"]
     admin = {"Authorization": f"Bearer {stack.secrets['admin_key']}"}
-    with httpx.Client(base_url=base_url, headers=admin, timeout=10) as client:
+    with httpx.Client(base_url=base_url, headers=admin, timeout=60) as client:
         path = f"/api/v1/merchants/{merchant_id}"
         made = client.put(path, json={"name": "Quán Journey", "trade": "coffee"})
         assert made.status_code == 200, made.text
         key = client.post(f"{path}/api-keys", json={"mode": "test"})
         assert key.status_code == 201, key.text
     bearer = {"Authorization": f"Bearer {key.json()['key']}"}
-    with httpx.Client(base_url=base_url, headers=bearer, timeout=10) as client:
+    with httpx.Client(base_url=base_url, headers=bearer, timeout=60) as client:
         yield client
 
 
@@ -79,18 +98,19 @@ def test_the_status_reaches_completed_without_a_reload_and_then_the_receipt(
     page.on("websocket", heard)
     # The connection is opened by the document that is watched, from its beginning.
     page.reload()
-    page.evaluate("window.sameDocument = true")
+    page.evaluate(NOTE_THE_END)
     state = page.locator("#state")
     expect(state).to_have_attribute("data-status", "pending")
     expect(page.get_by_role("timer")).to_contain_text("còn ")
     page.get_by_role("link", name="Mở trong ví").focus()
     pay(page)
-    expect(state).to_have_attribute("data-status", "completed", timeout=PAID_MS)
-    assert page.evaluate("window.sameDocument") is True
-    assert page.evaluate("performance.getEntriesByType('navigation').length") == 1
+    page.wait_for_url("**/success?lang=vi", timeout=PAID_MS)
     # The button that had the focus is gone with the way to pay; the status has it now.
-    assert page.evaluate("document.activeElement.id") == "state"
-    page.wait_for_url("**/success?lang=vi", timeout=20_000)
+    assert json.loads(page.evaluate("sessionStorage.getItem('end')")) == {
+        "sameDocument": True,
+        "navigations": 1,
+        "focus": "state",
+    }
     expect(page.get_by_role("heading", level=1)).to_have_text("Đã thanh toán. Cảm ơn bạn!")
     expect(page.get_by_text("Chữ ký trên chuỗi")).to_be_visible()
     assert said == []
@@ -126,5 +146,5 @@ def test_the_payer_decides_by_the_wallet_that_paid(
         page.get_by_label("Điều gì không đúng?").fill("vỏ hộp rỗng")
     expect(page.locator("#text")).to_contain_text("Việc ký không tốn phí")
     page.get_by_role("button", name="Ký bằng ví demo").click()
-    expect(state).to_have_attribute("data-status", status, timeout=20_000)
+    expect(state).to_have_attribute("data-status", status, timeout=PAID_MS)
     page.context.close()

@@ -245,7 +245,7 @@ def test_the_paying_wallet_signs_in_the_page(
     page.context.add_init_script(WALLET.replace("ADDRESS", str(PAYER.pubkey())))
     page.goto(f"{orders['awaiting_release']}/release?lang=en")
     page.get_by_role("button", name="Sign with wallet").click()
-    expect(page.locator("#state[data-status=completed]")).to_be_visible(timeout=20_000)
+    expect(page.locator("#state[data-status=completed]")).to_be_visible()
     page.context.close()
 
 

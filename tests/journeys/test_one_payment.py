@@ -34,11 +34,15 @@ from spl.token.instructions import (
 )
 from spl.token.models import TransferCheckedParams
 
+from tests.fixtures.marts import noon_zone
 from tests.fixtures.services import Stack
+
+# With the start of the stack.
+pytestmark = pytest.mark.timeout(900)
 
 AMOUNT_VND = 250_000
 FEE_VND = 2_500  # 1 %, the default of a merchant
-HOP_TIMEOUT_S = 60.0
+HOP_TIMEOUT_S = 120.0
 CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 PASSWORD = secrets.token_urlsafe(12)
 TOKENS_FOR_THE_PAYER = "50000000"
@@ -91,9 +95,11 @@ def shop(stack: Stack) -> Shop:
     merchant_id = "mer_" + "".join(secrets.choice(CROCKFORD) for _ in range(26))
     email = f"owner-{merchant_id[-8:]}@example.vn"
     admin = {"Authorization": f"Bearer {stack.secrets['admin_key']}"}
-    with httpx.Client(base_url=stack.endpoints["api"], headers=admin, timeout=10) as client:
+    with httpx.Client(base_url=stack.endpoints["api"], headers=admin, timeout=60) as client:
         path = f"/api/v1/merchants/{merchant_id}"
-        made = client.put(path, json={"name": "Quán Journey", "trade": "coffee"})
+        # Paid today, it is looked at today.
+        about = {"name": "Quán Journey", "trade": "coffee", "timezone": noon_zone()}
+        made = client.put(path, json=about)
         assert made.status_code in {200, 201}, made.text
         key = client.post(f"{path}/api-keys", json={"mode": "test"})
         assert key.status_code == 201, key.text
@@ -176,7 +182,7 @@ def hops(pytestconfig: pytest.Config) -> Iterator[Hops]:
 async def test_a_payment_walks_from_request_to_mart(stack: Stack, shop: Shop, hops: Hops) -> None:
     headers = {"Authorization": f"Bearer {shop.key}", "Idempotency-Key": secrets.token_hex(8)}
     request = {"amount": str(AMOUNT_VND), "currency": "VND", "asset": "USDC", "payer_country": "VN"}
-    async with httpx.AsyncClient(base_url=stack.endpoints["api"], timeout=10) as client:
+    async with httpx.AsyncClient(base_url=stack.endpoints["api"], timeout=60) as client:
         hops.started_at = time.monotonic()
         first = await client.post("/api/v1/payments", json=request, headers=headers)
         assert first.status_code == 201, first.text
@@ -279,8 +285,8 @@ def test_the_merchant_sees_it_in_a_browser(
     browser_page.get_by_label("Email").fill(shop.email)
     browser_page.locator("input[type=password]").fill(PASSWORD)
     browser_page.locator("input[type=password]").press("Enter")
-    expect(browser_page.get_by_text("Quán Journey").first).to_be_visible(timeout=30_000)
-    expect(browser_page.get_by_text("250.000").first).to_be_visible(timeout=30_000)
+    expect(browser_page.get_by_text("Quán Journey").first).to_be_visible(timeout=60_000)
+    expect(browser_page.get_by_text("250.000").first).to_be_visible(timeout=60_000)
     hops.reached("on the merchant's screen")
     expect(browser_page.get_by_text("Traceback")).to_have_count(0)
     folder = Path(os.environ.get("GIOVANG_TEST_SCREENSHOTS", tmp_path))

@@ -13,14 +13,15 @@ from infra.stack.credentials import load_or_create
 from infra.stack.ports import PortError, Ports, choose_ports
 from infra.stack.settings import StackSettings, default_state_dir
 from infra.stack.state import StateError, StateFolder
+from tests.fixtures.services import free_port
 
 ALL_FREE = {f"{name}_port": 0 for name in Ports.__dataclass_fields__}
 
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A loopback port that this process listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    """A loopback port that this process listens on; the one before it is free."""
+    with socket.create_server(("127.0.0.1", free_port(span=2) + 1)) as server:
         yield server.getsockname()[1]
 
 
@@ -39,8 +40,7 @@ def test_the_chain_needs_two_ports_in_a_row(taken: int) -> None:
 
 
 def test_the_offset_moves_every_port_that_is_not_chosen_freely() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        base = server.getsockname()[1]
+    base = free_port()
     ports = choose_ports(
         StackSettings.model_validate({**ALL_FREE, "api_port": base - 7, "port_offset": 7})
     )

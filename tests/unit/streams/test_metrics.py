@@ -7,6 +7,7 @@ from faust.types import TP
 from prometheus_client import CollectorRegistry
 
 from streams import progress as progress_module
+from streams.backlog import Backlog
 from streams.metrics import MetricsRefusedError, MetricsServer, ProcessorMetrics
 from streams.progress import Progress, Standing
 from streams.settings import WorkerSettings
@@ -28,7 +29,7 @@ def scrape(progress: Progress) -> dict[str, float]:
 
 
 def standing(committed: int, behind: int = 0) -> Standing:
-    return Standing(PARTITION, committed, behind, lag_ms=1500)
+    return Standing(PARTITION, committed, Backlog(behind, lag_ms=1500), letters=2)
 
 
 def test_a_worker_that_stands_by_tells_no_lag() -> None:
@@ -53,9 +54,10 @@ def test_an_active_worker_tells_its_partition_and_its_last_commit(
     progress.stands(standing(7, behind=3), is_active=True)
     told = scrape(progress)
     assert (told["committed_sequence"], told["lag_events"], told["lag_seconds"]) == (7, 3, 1.5)
+    assert told["dead_letters_waiting"] == 2
     assert "last_commit_timestamp_seconds" not in told, "somebody else may have committed that"
 
-    progress.advanced(sequence=27, committed_at=None, events=20, rows=12)
+    progress.advanced(sequence=27, events=20, rows=12)
     progress.dead_letters += 1
     progress.blocked("warehouse away")
     progress.stands(standing(27), is_active=True)
@@ -70,7 +72,7 @@ def test_an_active_worker_tells_its_partition_and_its_last_commit(
     progress.stands(None, is_active=True)
     told = scrape(progress)
     assert told["active"] == 1
-    assert "lag_events" not in told, "NATS is away"
+    assert not {"lag_events", "dead_letters_waiting"} & told.keys(), "NATS is away"
 
 
 async def test_a_port_that_is_taken_is_refused_with_advice(

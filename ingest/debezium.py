@@ -59,7 +59,8 @@ LOG_SETTINGS: Final = Path(__file__).with_name("log4j2.properties")
 MAX_BATCH: Final = 2048
 MAX_QUEUE: Final = 4096
 MAX_QUEUE_BYTES: Final = 32 * 1024**2
-POLL_MS: Final = 5
+POLL_MS: Final = 1
+"""How long the engine sleeps where nothing is there; 5 would add 6 ms to each change."""
 OFFSET_FLUSH_MS: Final = 1000
 """How far the stored offset may trail; a restart hears that much again and passes it over."""
 TASK_TIMEOUT_MS: Final = 5000

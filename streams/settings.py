@@ -33,7 +33,7 @@ class StreamsSettings(WorkerSettings):
     """What the warehouse worker needs."""
 
     warehouse_url: SecretStr
-    batch_window_ms: int = Field(default=10, ge=0, le=10_000)
+    batch_window_ms: int = Field(default=3, ge=0, le=10_000)
 
 
 class RiskSettings(StreamsSettings):

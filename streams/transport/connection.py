@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 5.0
 RECONNECT_WAIT_S = 0.25
 RETRY_WAIT_S = 0.2
+TTL_HEADER = "Nats-TTL"
 CONNECT_DEADLINE_S = 30.0
 PROBE_EVERY_S = 1.0
 STRANDED_AFTER_S = 5.0
@@ -267,7 +268,7 @@ class Connection:
         """
         headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
         if ttl_s is not None:
-            headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
+            headers[TTL_HEADER] = f"{max(1, round(ttl_s))}s"
         try:
             ack = await self.jetstream.publish(subject, payload, headers=headers)
         except APIError as error:

@@ -10,13 +10,14 @@ import base64
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from nats.js.api import RawStreamMsg
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from streams.transport import names
-from streams.transport.connection import Connection
+from streams.transport.connection import REQUEST_TIMEOUT_S, TTL_HEADER, Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +79,25 @@ class Membership:
         self._generation = names.generation_subject(app_id)
 
     async def members(self) -> dict[str, Member]:
-        """Return the members that live now."""
+        """Return the members that live now.
+
+        By the server's clock, and not by what it still holds: a server that is killed may bring
+        back messages that had expired, and then never lets them expire.
+        """
 
         async def read() -> dict[str, Member]:
-            jetstream = self._connection.jetstream
-            info = await jetstream.stream_info(self._stream, subjects_filter=self._members)
-            found = await asyncio.gather(*map(self._last, info.state.subjects or {}))
-            return {
-                member.name: member for member in map(_member, filter(None, found)) if member.name
-            }
+            reply = await self._connection.client.request(
+                f"$JS.API.STREAM.INFO.{self._stream}",
+                json.dumps({"subjects_filter": self._members}).encode(),
+                timeout=REQUEST_TIMEOUT_S,
+            )
+            info = json.loads(reply.data)
+            if "error" in info:
+                raise APIError.from_error(info["error"])
+            now = datetime.fromisoformat(info["ts"])
+            found = await asyncio.gather(*map(self._last, info["state"].get("subjects") or {}))
+            living = [stored for stored in found if stored and _ends_at(stored) > now]
+            return {member.name: member for member in map(_member, living) if member.name}
 
         return await self._connection.retrying(f"members in {self._stream}", read)
 
@@ -125,6 +136,15 @@ class Membership:
             return await self._connection.jetstream.get_last_msg(self._stream, subject)
         except NotFoundError:
             return None
+
+
+def _ends_at(stored: RawStreamMsg) -> datetime:
+    """Return when a record expires that is not renewed."""
+    if stored.time is None:
+        raise ValueError(f"the server does not say when it stored {stored.subject}")
+    lifetime_s = int((stored.headers or {})[TTL_HEADER].removesuffix("s"))
+    ends_at: datetime = stored.time + timedelta(seconds=lifetime_s)
+    return ends_at
 
 
 def _member(stored: RawStreamMsg) -> Member:

@@ -19,7 +19,7 @@ from nats.js.errors import APIError
 
 from streams.transport import names
 from streams.transport.batch import MAX_BATCH_MESSAGES, Write, publish_batch
-from streams.transport.connection import REQUEST_TIMEOUT_S, TRANSIENT, Connection
+from streams.transport.connection import REQUEST_TIMEOUT_S, TRANSIENT, TTL_HEADER, Connection
 from streams.transport.errors import PartitionsRefusedError, ServerUnavailableError
 from streams.transport.group import Group, look
 from streams.transport.layouts import AppLayout, History, placed_anew, scan
@@ -29,7 +29,6 @@ from streams.transport.topics import TopicShape
 
 COPY_BATCH = MAX_BATCH_MESSAGES // 2
 BATCH_DEADLINE_S = 30.0
-TTL_HEADER = "Nats-TTL"
 
 Say = Callable[[str], None]
 

@@ -26,6 +26,9 @@ from nats.js.api import StreamInfo
 from nats.js.errors import NotFoundError
 
 from ingest.contract import HEADER_EVENT_ID, STREAM, EventId
+from streams.contract import WAREHOUSE_APP
+from streams.transport import connected, look
+from streams.transport.membership import Membership
 from tests.chaos.keeper import Keeper
 from tests.chaos.storm import Size, Storm, Victim, chaos_folder, through
 from tests.chaos.tables import TableAudit
@@ -209,10 +212,23 @@ class Chaos:
             self._feed.check()
             assert time.monotonic() - since < RECOVERY_TIMEOUT_S, (
                 f"event {wanted} is not in the warehouse after {RECOVERY_TIMEOUT_S:g} s; it is at "
-                f"{self._audit.watermark()}"
+                f"{self._audit.watermark()}; {asyncio.run(self._standing())}"
             )
             self._storm.wait(_PAUSE_S)
         self.account.recovered_s.append(time.monotonic() - since)
+
+    async def _standing(self) -> str:
+        """Say how the workers see themselves, and who lives and owns by the group's records."""
+        words = [
+            f"worker {number}: {process.statuses[-1:]}"
+            for number, process in enumerate(self._keeper.processes)
+        ]
+        async with connected(self._ground.broker.url, "chaos", _CALL_TIMEOUT_S) as connection:
+            membership = Membership(connection, WAREHOUSE_APP)
+            words.append(f"members: {await membership.members()}")
+            words.append(f"generation: {await membership.generation()}")
+            words.append(f"group: {await look(connection, WAREHOUSE_APP)}")
+        return "; ".join(words)
 
 
 def serves(process: KeptProcess) -> bool:

@@ -1,0 +1,63 @@
+"""Who lives is judged by the server's clock, not by which records it still holds.
+
+Seen of a real server under chaos: killed and started again, it had records back that had expired
+minutes before, and kept them.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+from nats.js.api import RawStreamMsg
+
+from streams.transport import names
+from streams.transport.connection import TTL_HEADER, Connection
+from streams.transport.membership import Membership, member_record
+
+APP = "app"
+NOW = datetime(2026, 11, 23, 9, 13, 25, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server holds: of each member how old its record is, and answers as it gives them."""
+
+    ages_s: Mapping[str, float]
+
+    async def request(self, subject: str, payload: bytes, **_: Any) -> Any:
+        assert subject == f"$JS.API.STREAM.INFO.{names.group_stream(APP)}"
+        assert json.loads(payload) == {"subjects_filter": names.member_subject(APP, "*")}
+        subjects = {names.member_subject(APP, member): 1 for member in self.ages_s}
+        document = {"ts": "2026-11-23T09:13:25.000000001Z", "state": {"subjects": subjects}}
+        return SimpleNamespace(data=json.dumps(document).encode())
+
+    async def get_last_msg(self, _: str, subject: str) -> RawStreamMsg:
+        age_s = self.ages_s[names.from_token(subject.rpartition(".")[2])]
+        record = {**member_record(["topic"], b"", 0), "joined": 7}
+        return RawStreamMsg(
+            subject=subject,
+            seq=7,
+            data=json.dumps(record).encode(),
+            headers={TTL_HEADER: "4s"},
+            time=NOW - timedelta(seconds=age_s),
+        )
+
+    async def retrying(self, _: str, request: Callable[[], Awaitable[Any]]) -> Any:
+        return await request()
+
+    @property
+    def client(self) -> "Server":
+        return self
+
+    @property
+    def jetstream(self) -> "Server":
+        return self
+
+
+async def test_a_record_that_outlived_its_lease_is_nobody() -> None:
+    server = Server({"renewed": 0.4, "silent": 3.9, "expired": 4.0, "from-long-ago": 520.0})
+    membership = Membership(cast("Connection", server), APP)
+    assert set(await membership.members()) == {"renewed", "silent"}

@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fixtures.brokers",
     "tests.fixtures.echoes",
     "tests.fixtures.audit",
+    "tests.fixtures.localnet",
     "tests.fixtures.node",
     "tests.fixtures.people",
     "tests.fixtures.releases",

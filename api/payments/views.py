@@ -18,8 +18,8 @@ from api.payouts.model import PayoutView
 from api.rates.model import decimal_string, rate_string
 from api.settings import ChainSettings
 
-Expansion = Literal["events", "refunds", "dispute", "transfers", "strays"]
 ListExpansion = Literal["refunds", "dispute", "transfers", "strays"]
+Expansion = Literal["events", ListExpansion]
 EXPANSIONS: Final[tuple[Expansion, ...]] = (
     "events",
     "refunds",

@@ -19,6 +19,7 @@ from faust.windows import SlidingWindow
 
 from streams.transport import names
 from streams.transport.batch import MAX_BATCH_MESSAGES, Write
+from streams.transport.connection import TTL_HEADER
 from streams.transport.errors import StaleEventError, TooManyChangesError
 from streams.transport.topics import TopicShape
 
@@ -72,7 +73,7 @@ class Changes:
         headers = {**(headers or {}), names.SOURCE_HEADER: names.encode_source(source, message.key)}
         ttl_s = _lifetime_s(table)
         if ttl_s:
-            headers["Nats-TTL"] = f"{ttl_s}s"
+            headers[TTL_HEADER] = f"{ttl_s}s"
         self._waiting.append(
             Change(
                 event.message.tp if event else None,

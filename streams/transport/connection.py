@@ -7,6 +7,7 @@ through `retrying`. Where several servers are named, one that has lost the other
 """
 
 import asyncio
+import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -237,6 +238,27 @@ class Connection:
                 if isinstance(error, TimeoutError):
                     await self.leave_server(what)
                 await asyncio.sleep(RETRY_WAIT_S)
+
+    async def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask JetStream's API something that may be asked twice; return the whole answer.
+
+        APIError where it refuses.
+        """
+
+        async def ask() -> dict[str, Any]:
+            reply = await self.client.request(
+                f"$JS.API.{name}", json.dumps(request).encode(), timeout=REQUEST_TIMEOUT_S
+            )
+            answer: dict[str, Any] = json.loads(reply.data)
+            if "error" in answer:
+                raise APIError.from_error(answer["error"])
+            return answer
+
+        return await self.retrying(name, ask)
+
+    async def stream_document(self, stream: str, **request: object) -> dict[str, Any]:
+        """Return all that the server says of a stream, its own time (`ts`) included."""
+        return await self.call(f"STREAM.INFO.{stream}", request)
 
     async def ensure_stream(self, what: str, wanted: StreamConfig) -> None:
         """Create a stream; one of that name that is there already is left as it is."""

@@ -24,8 +24,6 @@ from streams.transport.relocation import (
     Relocation,
     Say,
     app_state,
-    call,
-    stream_document,
     tidy_up,
 )
 from streams.transport.topics import TopicShape, declared_shape
@@ -105,7 +103,7 @@ async def add_partitions(
 async def _topic(connection: Connection, topic: str, wanted: int) -> _Topic:
     stream = names.topic_stream(topic)
     try:
-        info = await stream_document(connection, stream)
+        info = await connection.stream_document(stream)
     except NotFoundError:
         info = {}
     metadata = info.get("config", {}).get("metadata", {})
@@ -148,7 +146,7 @@ async def _readers_of(connection: Connection, topics: Collection[str]) -> list[A
     """Return the apps that have offsets of one of the topics, or living workers that read one."""
     streams: list[str] = []
     while True:
-        page = await call(connection, "STREAM.NAMES", {"offset": len(streams)})
+        page = await connection.call("STREAM.NAMES", {"offset": len(streams)})
         streams += page["streams"] or []
         if not page["streams"] or len(streams) >= page["total"]:
             break
@@ -176,7 +174,7 @@ async def _counts(connection: Connection, app: AppState) -> dict[str, int]:
     counts = {}
     for topic in app.topics():
         try:
-            info = await stream_document(connection, names.topic_stream(topic))
+            info = await connection.stream_document(names.topic_stream(topic))
         except NotFoundError:
             counts[topic] = 1
             continue
@@ -238,7 +236,7 @@ async def _grow(connection: Connection, topic: _Topic, say: Say) -> _Topic:
         storage=StorageType.FILE,
         max_msgs_per_subject=1,
     )
-    info = await stream_document(connection, shape.stream)
+    info = await connection.stream_document(shape.stream)
     plans.num_replicas = int(info["config"]["num_replicas"])
     await connection.ensure_stream("plan partitions", plans)
     sequence, plan = await _check_plan(connection, topic)
@@ -258,6 +256,6 @@ async def _grow(connection: Connection, topic: _Topic, say: Say) -> _Topic:
         names.PARTITIONS_METADATA: str(grown.partitions),
         names.LAYOUTS_METADATA: ",".join(map(str, grown.counts)),
     }
-    await call(connection, f"STREAM.UPDATE.{shape.stream}", config)
+    await connection.call(f"STREAM.UPDATE.{shape.stream}", config)
     say(f"topic {shape.topic}: takes events in {grown.partitions} partitions")
     return replace(topic, shape=grown)

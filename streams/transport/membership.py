@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from nats.js.api import RawStreamMsg
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from streams.transport import names
-from streams.transport.connection import REQUEST_TIMEOUT_S, TTL_HEADER, Connection
+from streams.transport.connection import TTL_HEADER, Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +84,15 @@ class Membership:
         By the server's clock, and not by what it still holds: a server that is killed may bring
         back messages that had expired, and then never lets them expire.
         """
+        info = await self._connection.stream_document(self._stream, subjects_filter=self._members)
+        now = datetime.fromisoformat(info["ts"])
 
-        async def read() -> dict[str, Member]:
-            reply = await self._connection.client.request(
-                f"$JS.API.STREAM.INFO.{self._stream}",
-                json.dumps({"subjects_filter": self._members}).encode(),
-                timeout=REQUEST_TIMEOUT_S,
-            )
-            info = json.loads(reply.data)
-            if "error" in info:
-                raise APIError.from_error(info["error"])
-            now = datetime.fromisoformat(info["ts"])
-            found = await asyncio.gather(*map(self._last, info["state"].get("subjects") or {}))
-            living = [stored for stored in found if stored and _ends_at(stored) > now]
-            return {member.name: member for member in map(_member, living) if member.name}
+        async def read() -> list[RawStreamMsg | None]:
+            return await asyncio.gather(*map(self._last, info["state"].get("subjects") or {}))
 
-        return await self._connection.retrying(f"members in {self._stream}", read)
+        found = await self._connection.retrying(f"members in {self._stream}", read)
+        living = [stored for stored in found if stored and _ends_at(stored) > now]
+        return {member.name: member for member in map(_member, living) if member.name}
 
     async def generation(self) -> Generation | None:
         """Return the last generation, None before the first."""

@@ -15,11 +15,10 @@ from typing import Any
 from uuid import uuid4
 
 from faust.types import TP
-from nats.js.errors import APIError
 
 from streams.transport import names
 from streams.transport.batch import MAX_BATCH_MESSAGES, Write, publish_batch
-from streams.transport.connection import REQUEST_TIMEOUT_S, TRANSIENT, TTL_HEADER, Connection
+from streams.transport.connection import TRANSIENT, TTL_HEADER, Connection
 from streams.transport.errors import PartitionsRefusedError, ServerUnavailableError
 from streams.transport.group import Group, look
 from streams.transport.layouts import AppLayout, History, placed_anew, scan
@@ -295,7 +294,7 @@ class Relocation:
         )
 
     async def _server_time_s(self) -> float:
-        info = await stream_document(self._connection, self._stream)
+        info = await self._connection.stream_document(self._stream)
         return datetime.fromisoformat(info["ts"]).timestamp()
 
 
@@ -312,26 +311,6 @@ async def tidy_up(connection: Connection, app_id: str) -> None:
         dead = names.changelog_root(app_id, topic, former if is_done else move["run"])
         await _purge(connection, stream, f"{dead}.*.*")
     await _purge(connection, stream, subject)
-
-
-async def stream_document(connection: Connection, stream: str) -> dict[str, Any]:
-    """Return what the server says of a stream, whole: nothing of its configuration may get lost."""
-    return await call(connection, f"STREAM.INFO.{stream}", {})
-
-
-async def call(connection: Connection, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask JetStream something that may be asked twice; APIError where it refuses."""
-
-    async def ask() -> dict[str, Any]:
-        reply = await connection.client.request(
-            f"$JS.API.{name}", json.dumps(request).encode(), timeout=REQUEST_TIMEOUT_S
-        )
-        answer: dict[str, Any] = json.loads(reply.data)
-        if "error" in answer:
-            raise APIError.from_error(answer["error"])
-        return answer
-
-    return await connection.retrying(name, ask)
 
 
 async def _purge(connection: Connection, stream: str, subjects: str) -> None:

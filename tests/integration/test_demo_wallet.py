@@ -1,7 +1,7 @@
 """Hop: the demo's wallet pays on a real local network, many payments at once and each once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 import pytest_asyncio
@@ -15,18 +15,10 @@ from api.chain.transfers import TokenTransfer
 from api.checkout.wallet import DemoWallet
 from api.errors import ChainUnavailable
 from infra.demo.wallet import Invoice, Wallets
-from tests.fixtures.localnet import CONFIRMED, PROCESSED, USDC, faucet, make_localnet, until
+from tests.fixtures.localnet import CONFIRMED, PROCESSED, USDC, faucet, until
 from tests.fixtures.services import LocalnetServer
 
 PRICE = 2_500_000
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalnetServer]:
-    server = make_localnet(tmp_path_factory.mktemp("localnet"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest_asyncio.fixture

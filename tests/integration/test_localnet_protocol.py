@@ -25,14 +25,6 @@ DEADLINE_S = 30
 SYSTEM_PROGRAM = "1" * 32
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalnetServer]:
-    server = make_localnet(tmp_path_factory.mktemp("localnet"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def http(network: LocalnetServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=network.rpc_url, timeout=DEADLINE_S) as client:

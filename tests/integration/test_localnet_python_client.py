@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
@@ -45,21 +45,12 @@ from tests.fixtures.localnet import (
     address_table,
     finalize,
     landed,
-    make_localnet,
     make_payer,
     pay,
     sign,
     until,
 )
 from tests.fixtures.services import LocalnetServer
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalnetServer]:
-    server = make_localnet(tmp_path_factory.mktemp("localnet"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest_asyncio.fixture

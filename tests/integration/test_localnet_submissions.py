@@ -42,14 +42,6 @@ from tests.fixtures.localnet import (
 from tests.fixtures.services import LocalnetServer
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalnetServer]:
-    server = make_localnet(tmp_path_factory.mktemp("localnet"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest_asyncio.fixture
 async def client(network: LocalnetServer) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(network.rpc_url, commitment=CONFIRMED) as connected:

@@ -34,21 +34,12 @@ from tests.fixtures.api import (
     show,
     until,
 )
-from tests.fixtures.localnet import make_localnet
 from tests.fixtures.services import BrokerServer, DatabaseServer, LocalnetServer
 
 NO_CHAIN = "http://127.0.0.1:9"
 PUBLIC_URL = "https://pay.example.com"
 ACCOUNT = str(Keypair().pubkey())
 ENGLISH = {"Accept-Language": "en-GB, en;q=0.9"}
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalnetServer]:
-    server = make_localnet(tmp_path_factory.mktemp("localnet"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any, cast
 
 from nats.js.api import RawStreamMsg
@@ -27,12 +26,11 @@ class Server:
 
     ages_s: Mapping[str, float]
 
-    async def request(self, subject: str, payload: bytes, **_: Any) -> Any:
-        assert subject == f"$JS.API.STREAM.INFO.{names.group_stream(APP)}"
-        assert json.loads(payload) == {"subjects_filter": names.member_subject(APP, "*")}
+    async def stream_document(self, stream: str, **request: Any) -> dict[str, Any]:
+        assert stream == names.group_stream(APP)
+        assert request == {"subjects_filter": names.member_subject(APP, "*")}
         subjects = {names.member_subject(APP, member): 1 for member in self.ages_s}
-        document = {"ts": "2026-11-23T09:13:25.000000001Z", "state": {"subjects": subjects}}
-        return SimpleNamespace(data=json.dumps(document).encode())
+        return {"ts": "2026-11-23T09:13:25.000000001Z", "state": {"subjects": subjects}}
 
     async def get_last_msg(self, _: str, subject: str) -> RawStreamMsg:
         age_s = self.ages_s[names.from_token(subject.rpartition(".")[2])]
@@ -47,10 +45,6 @@ class Server:
 
     async def retrying(self, _: str, request: Callable[[], Awaitable[Any]]) -> Any:
         return await request()
-
-    @property
-    def client(self) -> "Server":
-        return self
 
     @property
     def jetstream(self) -> "Server":

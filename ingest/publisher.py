@@ -1,9 +1,11 @@
 """The one writer of the ledger stream.
 
-Messages go out in JetStream atomic batches: all of a batch is stored or nothing, it is fenced by
-the sequence this publisher knows to be the last, and the next batch waits for its acknowledgement.
-Two publishers can therefore never interleave. Nothing is tried twice: after any refusal, silence or
-lost connection the process ends, and the next one resumes from what the stream holds.
+A batch is fenced by the sequence this publisher knows to be the last, and the next batch waits for
+its acknowledgement. Many messages go out as one JetStream atomic batch, of which all is stored or
+nothing; a few as a chain, which is sooner durable: each is stored only right behind the one before
+it, so what is stored is the beginning of the chain. Two publishers can therefore never interleave.
+Nothing is tried twice: after any refusal, silence or lost connection the process ends, and the next
+one resumes from what the stream holds.
 """
 
 import asyncio
@@ -30,6 +32,9 @@ MAX_BATCH_MESSAGES: Final = 1000
 """The server's limit for one atomic batch."""
 MAX_BATCH_BYTES: Final = 8 * 1024**2
 """Payload bytes of one batch; the server holds a batch in memory until it is whole."""
+CHAIN_MESSAGES: Final = 10
+"""So many are sooner durable one by one, for about 0.4 ms each, than in an atomic batch, for which
+the server makes a store of its own, in 5 to 7 ms, and removes it again."""
 CONNECT_TIMEOUT_S: Final = 10.0
 ACK_TIMEOUT_S: Final = 15.0
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -41,6 +46,8 @@ HEADER_BATCH_ID: Final = "Nats-Batch-Id"
 HEADER_BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
 HEADER_BATCH_COMMIT: Final = "Nats-Batch-Commit"
 HEADER_FENCE: Final = "Nats-Expected-Last-Sequence"
+HEADER_LINK: Final = "Nats-Msg-Id"
+HEADER_BEHIND: Final = "Nats-Expected-Last-Msg-Id"
 _VERSION_LINE: Final = b"NATS/1.0\r\n"
 
 
@@ -140,27 +147,32 @@ def wire_form(
 ) -> bytes:
     """Return a batch as the NATS protocol writes it: fenced by `fence`, answered to `reply`.
 
-    The first message carries the fence and, like the last, asks for an answer; a batch of one is a
-    plain message with the fence. `PublishFailed` for a message larger than the server takes.
+    The first message carries the fence. Of a chain every message asks for an answer, of an atomic
+    batch the first and the last. `PublishFailed` for a message larger than the server takes.
     """
     count = len(messages)
+    is_chain = count <= CHAIN_MESSAGES
     answer = f" {reply} "
     wire: list[bytes] = []
     for number, message in enumerate(messages, 1):
         lines = ""
         if number == 1:
             lines = f"{HEADER_FENCE}: {fence}\r\n"
-        if count > 1:
+        elif is_chain:
+            lines = f"{HEADER_BEHIND}: {batch_id}.{number - 1}\r\n"
+        if not is_chain:
             lines += f"{HEADER_BATCH_ID}: {batch_id}\r\n{HEADER_BATCH_SEQUENCE}: {number}\r\n"
             if number == count:
                 lines += f"{HEADER_BATCH_COMMIT}: 1\r\n"
+        elif number < count:
+            lines += f"{HEADER_LINK}: {batch_id}.{number}\r\n"
         size = len(_VERSION_LINE) + len(message.headers) + len(lines) + 2
         total = size + len(message.payload)
         if total > max_payload:
             raise PublishFailed(
                 f"event {message.event_id} has {total} bytes, NATS takes {max_payload}"
             )
-        asks = answer if number in (1, count) else " "
+        asks = answer if is_chain or number in (1, count) else " "
         wire += (
             f"HPUB {message.subject}{asks}{size} {total}\r\n".encode(),
             _VERSION_LINE,
@@ -217,9 +229,9 @@ class LedgerPublisher:
         await self._client.flush(int(ACK_TIMEOUT_S))
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """Store all messages after the last one, or none; returns once the server said so.
+        """Store all messages in order, right after the last one; return once the server said so.
 
-        After an error this publisher refuses to go on: what the stream holds is then unknown.
+        After an error this publisher refuses to go on: how many are stored is then unknown.
         """
         if self._broken is not None:
             raise self._broken
@@ -249,11 +261,15 @@ class LedgerPublisher:
         # capture's Python together; a batch is one command, so it is handed over as one.
         await self._client._send_command(wire)  # noqa: SLF001
         await self._client.flush(int(ACK_TIMEOUT_S))
-        if count > 1:
-            # The first message of a batch is answered by an empty message, or by a refusal.
-            opened = await self._answer()
-            if opened:
-                read_ack(opened, stream=self._stream, fence=self.sequence, count=count)
+        if count <= CHAIN_MESSAGES:
+            last = self.sequence
+            for _ in messages:
+                last = read_ack(await self._answer(), stream=self._stream, fence=last, count=1)
+            return last
+        # The first message of an atomic batch is answered by an empty message, or by a refusal.
+        opened = await self._answer()
+        if opened:
+            read_ack(opened, stream=self._stream, fence=self.sequence, count=count)
         answer = await self._answer()
         return read_ack(answer, stream=self._stream, fence=self.sequence, count=count)
 

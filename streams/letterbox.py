@@ -147,14 +147,7 @@ class LetterBox:
 
     async def remove(self, letter: Letter) -> None:
         """Remove a letter that is dealt with; one that is gone already is no error."""
-
-        async def delete() -> None:
-            try:
-                await self._connection.jetstream.delete_msg(DEADLETTER_STREAM, letter.number)
-            except NotFoundError:
-                return
-
-        await self._connection.retrying("remove a dead letter", delete)
+        await self._connection.delete(DEADLETTER_STREAM, letter.number)
 
     async def replace(self, letter: Letter, error: Exception) -> None:
         """Keep a letter that failed again, with the new reason and one attempt more."""

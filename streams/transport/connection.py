@@ -52,6 +52,7 @@ WRONG_LAST_SEQUENCE = 10071
 WRITE_IN_PROCESS = 10164  # of replicated streams: an earlier write of the subject is undecided
 STREAM_NOT_FOUND = 10059
 NO_MESSAGE_FOUND = 10037
+NOT_DELETED = 10057  # with code 500, for whatever reason
 
 TRANSIENT = (
     ServiceUnavailableError,
@@ -280,6 +281,21 @@ class Connection:
         """Read the first message on `subject` at or after `sequence`, or None."""
         return await self._stored(stream, {"seq": sequence, "next_by_subj": subject})
 
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Delete a message; one that is gone already is no error."""
+
+        async def delete() -> None:
+            try:
+                await self.jetstream.delete_msg(stream, sequence)
+            except NotFoundError as error:
+                if error.err_code != NO_MESSAGE_FOUND:
+                    raise
+            except ServerError as error:
+                if error.err_code != NOT_DELETED or await self._holds(stream, sequence):
+                    raise
+
+        await self.retrying(f"delete a message of {stream}", delete)
+
     async def put_if(
         self, subject: str, payload: bytes, *, expected: int, ttl_s: float | None = None
     ) -> int | None:
@@ -300,6 +316,15 @@ class Connection:
                 raise NatsTimeoutError from error  # as unknown as after a timeout
             raise
         return int(ack.seq)
+
+    async def _holds(self, stream: str, sequence: int) -> bool:
+        try:
+            await self.jetstream.get_msg(stream, seq=sequence)
+        except NotFoundError as error:
+            if error.err_code == NO_MESSAGE_FOUND:
+                return False
+            raise
+        return True
 
     async def _stored(self, stream: str, query: Mapping[str, Any]) -> Stored | None:
         jetstream = self.jetstream

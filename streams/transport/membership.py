@@ -84,15 +84,19 @@ class Membership:
         By the server's clock, and not by what it still holds: a server that is killed may bring
         back messages that had expired, and then never lets them expire.
         """
-        info = await self._connection.stream_document(self._stream, subjects_filter=self._members)
-        now = datetime.fromisoformat(info["ts"])
-
-        async def read() -> list[RawStreamMsg | None]:
-            return await asyncio.gather(*map(self._last, info["state"].get("subjects") or {}))
-
-        found = await self._connection.retrying(f"members in {self._stream}", read)
-        living = [stored for stored in found if stored and _ends_at(stored) > now]
+        records, now = await self._records()
+        living = [stored for stored in records if _ends_at(stored) > now]
         return {member.name: member for member in map(_member, living) if member.name}
+
+    async def remove_dead(self) -> None:
+        """Delete the records of members that live no more, which the server may keep for ever.
+
+        By their sequence, so that one renewed meanwhile stays.
+        """
+        records, now = await self._records()
+        for stored in records:
+            if _ends_at(stored) <= now:
+                await self._connection.delete(self._stream, int(stored.seq or 0))
 
     async def generation(self) -> Generation | None:
         """Return the last generation, None before the first."""
@@ -123,6 +127,16 @@ class Membership:
         }
         payload = json.dumps(document).encode()
         return await self._connection.put_if(self._generation, payload, expected=after) is not None
+
+    async def _records(self) -> tuple[list[RawStreamMsg], datetime]:
+        """Return all records of members, and when the server answered, by its clock."""
+        info = await self._connection.stream_document(self._stream, subjects_filter=self._members)
+
+        async def read() -> list[RawStreamMsg | None]:
+            return await asyncio.gather(*map(self._last, info["state"].get("subjects") or {}))
+
+        found = await self._connection.retrying(f"members in {self._stream}", read)
+        return [stored for stored in found if stored], datetime.fromisoformat(info["ts"])
 
     async def _last(self, subject: str) -> RawStreamMsg | None:
         try:

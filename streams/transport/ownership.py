@@ -147,7 +147,7 @@ class Ownership(Delivery):
             except TopicMissingError:
                 self.log.warning("topic %r of another member has no stream: left out", topic)
         decided = self.app.assignor.assign(ClusterView(counts), members)
-        await self.membership.begin(
+        has_begun = await self.membership.begin(
             {
                 name: Share(
                     members[name].subscription,
@@ -159,6 +159,8 @@ class Ownership(Delivery):
             after=generation.number if generation else 0,
         )
         await self._nudge()
+        if has_begun:
+            await self.membership.remove_dead()
 
     async def _follow(self, generation: Generation) -> None:
         """Take this worker's share of a generation, in the order Faust relies on."""

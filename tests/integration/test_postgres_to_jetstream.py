@@ -218,7 +218,7 @@ def test_two_publishers_never_interleave(room: CaptureRoom) -> None:
                 await sender.open()
             results = await asyncio.gather(
                 *(
-                    sender.publish(batch(who, number, chance.choice((1, 2, 300))))
+                    sender.publish(batch(who, number, chance.choice((1, 2, 9, 300))))
                     for who, sender in enumerate(senders, 1)
                 ),
                 return_exceptions=True,

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from nats.js.errors import NotFoundError
 
 from streams.transport import (
     Connection,
@@ -17,6 +18,7 @@ from streams.transport import (
     TopicMissingError,
     names,
 )
+from streams.transport.connection import REQUEST_TIMEOUT_S
 from streams.transport.reader import PartitionReader
 from streams.transport.topics import Topics
 from tests.fixtures.echoes import STEADY, echo, lines
@@ -197,6 +199,19 @@ async def test_streams_are_declared_or_missed_never_guessed(
     await topics.create(name, partitions=2, replicas=1)
     with pytest.raises(TopicMismatchError, match="2 partitions"):
         await topics.create(name, partitions=3, replicas=1)
+
+
+async def test_what_is_gone_is_deleted_without_an_error(
+    connection: Connection, app: Any, name: str
+) -> None:
+    first, second = await send(app, name, 0, 2, partitions=1)
+    stream = names.topic_stream(name)
+    async with asyncio.timeout(REQUEST_TIMEOUT_S):  # so the server was not taken to be away
+        for sequence in (first, first, second + 100):
+            await connection.delete(stream, sequence)
+    assert (await connection.jetstream.stream_info(stream)).state.first_seq == second
+    with pytest.raises(NotFoundError, match="stream not found"):
+        await connection.delete("NOT_THERE", 1)
 
 
 async def reading(

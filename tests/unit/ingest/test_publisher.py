@@ -5,7 +5,13 @@ import pytest
 from ingest.contract import EventId
 from ingest.envelope import Message
 from ingest.errors import Fenced, PublishFailed
-from ingest.publisher import MAX_BATCH_MESSAGES, BatchWindow, read_ack, wire_form
+from ingest.publisher import (
+    CHAIN_MESSAGES,
+    MAX_BATCH_MESSAGES,
+    BatchWindow,
+    read_ack,
+    wire_form,
+)
 
 
 def message(number: int, size: int = 10) -> Message:
@@ -35,8 +41,17 @@ def test_one_message_is_plain_and_fenced() -> None:
     assert payload == b"x" * 10
 
 
-def test_the_first_of_a_batch_carries_the_fence_and_the_last_commits() -> None:
+def test_each_of_a_few_is_stored_only_behind_the_one_before() -> None:
     first, middle, last = wire(message(1), message(2), message(3))
+    assert first[1] == ["Key: 1", "Nats-Expected-Last-Sequence: 41", "Nats-Msg-Id: b1.1"]
+    assert middle[1] == ["Key: 1", "Nats-Expected-Last-Msg-Id: b1.1", "Nats-Msg-Id: b1.2"]
+    assert last[1] == ["Key: 1", "Nats-Expected-Last-Msg-Id: b1.2"]
+    assert all("_INBOX.1" in command for command, _, _ in (first, middle, last))
+
+
+def test_the_first_of_many_carries_the_fence_and_the_last_commits() -> None:
+    count = CHAIN_MESSAGES + 1
+    first, middle, *_, last = wire(*map(message, range(1, count + 1)))
     assert first[1] == [
         "Key: 1",
         "Nats-Expected-Last-Sequence: 41",
@@ -47,7 +62,7 @@ def test_the_first_of_a_batch_carries_the_fence_and_the_last_commits() -> None:
     assert last[1] == [
         "Key: 1",
         "Nats-Batch-Id: b1",
-        "Nats-Batch-Sequence: 3",
+        f"Nats-Batch-Sequence: {count}",
         "Nats-Batch-Commit: 1",
     ]
     assert ["_INBOX.1" in command for command, _, _ in (first, middle, last)] == [True, False, True]

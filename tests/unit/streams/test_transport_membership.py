@@ -6,7 +6,7 @@ minutes before, and kept them.
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ class Server:
     """What a server holds: of each member how old its record is, and answers as it gives them."""
 
     ages_s: Mapping[str, float]
+    deleted: list[int] = field(default_factory=list)
 
     async def stream_document(self, stream: str, **request: Any) -> dict[str, Any]:
         assert stream == names.group_stream(APP)
@@ -33,15 +34,19 @@ class Server:
         return {"ts": "2026-11-23T09:13:25.000000001Z", "state": {"subjects": subjects}}
 
     async def get_last_msg(self, _: str, subject: str) -> RawStreamMsg:
-        age_s = self.ages_s[names.from_token(subject.rpartition(".")[2])]
+        member = names.from_token(subject.rpartition(".")[2])
         record = {**member_record(["topic"], b"", 0), "joined": 7}
         return RawStreamMsg(
             subject=subject,
-            seq=7,
+            seq=1 + list(self.ages_s).index(member),
             data=json.dumps(record).encode(),
             headers={TTL_HEADER: "4s"},
-            time=NOW - timedelta(seconds=age_s),
+            time=NOW - timedelta(seconds=self.ages_s[member]),
         )
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        assert stream == names.group_stream(APP)
+        self.deleted.append(sequence)
 
     async def retrying(self, _: str, request: Callable[[], Awaitable[Any]]) -> Any:
         return await request()
@@ -55,3 +60,5 @@ async def test_a_record_that_outlived_its_lease_is_nobody() -> None:
     server = Server({"renewed": 0.4, "silent": 3.9, "expired": 4.0, "from-long-ago": 520.0})
     membership = Membership(cast("Connection", server), APP)
     assert set(await membership.members()) == {"renewed", "silent"}
+    await membership.remove_dead()
+    assert server.deleted == [3, 4]

@@ -108,6 +108,7 @@ class StreamState:
     last_id: EventId | None
     system: str | None
     origin: int | None
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,13 @@ class Resume:
     """Where to go on: after `position` in the log, after `sequence` in the stream.
 
     `published` is the id of the stream's last event; what comes at or before it is passed over.
+    `replicas` is how many the stream has.
     """
 
     position: int
     sequence: int
     published: EventId | None
+    replicas: int = 1
 
 
 def resume_from(slot: str, log: LogState, stream: StreamState | None) -> Resume:
@@ -132,7 +135,12 @@ def resume_from(slot: str, log: LogState, stream: StreamState | None) -> Resume:
     offset = _stored_offset(log, stream)
     check_slot(slot, log.slot, offset)
     _same_history(log, stream, offset)
-    return Resume(position=offset, sequence=stream.last_sequence, published=stream.last_id)
+    return Resume(
+        position=offset,
+        sequence=stream.last_sequence,
+        published=stream.last_id,
+        replicas=stream.replicas,
+    )
 
 
 def check_slot(slot: str, state: SlotState | None, offset: int) -> None:

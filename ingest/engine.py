@@ -162,10 +162,19 @@ class Capture:
             )
             verify_tables(self._settings.publication, columns)
             self._masks = masks(self._settings.mask, self._settings.mask_key, columns)
-            sender = LedgerPublisher(client, self._settings.stream, resume.sequence)
+            sender = LedgerPublisher(
+                client, self._settings.stream, resume.sequence, resume.replicas
+            )
             await sender.open()
             if not self._stopping.is_set():
-                reporter = Reporter(self._settings, database, jetstream, seat, self._metrics)
+                reporter = Reporter(
+                    self._settings,
+                    database,
+                    jetstream,
+                    seat,
+                    self._metrics,
+                    replicas=resume.replicas,
+                )
                 await self._capture(resume, sender, database, reporter)
         finally:
             with contextlib.suppress(TimeoutError):

@@ -2,8 +2,9 @@
 
 A batch is fenced by the sequence this publisher knows to be the last, and the next batch waits for
 its acknowledgement. Many messages go out as one JetStream atomic batch, of which all is stored or
-nothing; a few as a chain, which is sooner durable: each is stored only right behind the one before
-it, so what is stored is the beginning of the chain. Two publishers can therefore never interleave.
+nothing. On a stream without replicas a few go out as a chain, which is sooner durable: each is
+stored only right behind the one before it, so what is stored is the beginning of the chain. Two
+publishers can therefore never interleave.
 Nothing is tried twice: after any refusal, silence or lost connection the process ends, and the next
 one resumes from what the stream holds.
 """
@@ -34,7 +35,9 @@ MAX_BATCH_BYTES: Final = 8 * 1024**2
 """Payload bytes of one batch; the server holds a batch in memory until it is whole."""
 CHAIN_MESSAGES: Final = 10
 """So many are sooner durable one by one, for about 0.4 ms each, than in an atomic batch, for which
-the server makes a store of its own, in 5 to 7 ms, and removes it again."""
+the server makes a store of its own, in 5 to 7 ms, and removes it again. Not of a stream with
+replicas: the batch's store is in memory there, and a chain that is refused halts the stream (NATS
+2.15)."""
 CONNECT_TIMEOUT_S: Final = 10.0
 ACK_TIMEOUT_S: Final = 15.0
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -100,6 +103,7 @@ async def stream_state(jetstream: JetStreamContext, stream: str) -> StreamState 
         last_id=last_id,
         system=metadata.get(METADATA_SYSTEM),
         origin=None if origin is None else int(origin),
+        replicas=info.config.num_replicas or 1,
     )
 
 
@@ -143,15 +147,21 @@ class BatchWindow:
 
 
 def wire_form(
-    messages: Sequence[Message], *, batch_id: str, fence: int, reply: str, max_payload: int
+    messages: Sequence[Message],
+    *,
+    is_chain: bool,
+    batch_id: str,
+    fence: int,
+    reply: str,
+    max_payload: int,
 ) -> bytes:
     """Return a batch as the NATS protocol writes it: fenced by `fence`, answered to `reply`.
 
     The first message carries the fence. Of a chain every message asks for an answer, of an atomic
-    batch the first and the last. `PublishFailed` for a message larger than the server takes.
+    batch (which one message never is) the first and the last. `PublishFailed` for a message larger
+    than the server takes.
     """
     count = len(messages)
-    is_chain = count <= CHAIN_MESSAGES
     answer = f" {reply} "
     wire: list[bytes] = []
     for number, message in enumerate(messages, 1):
@@ -213,12 +223,14 @@ class LedgerPublisher:
     """Publishes batches, one in flight. Belongs to one event loop.
 
     `sequence` is that of the stream's last message as this publisher knows it: the fence.
+    `replicas` is how many the stream has.
     """
 
-    def __init__(self, client: Client, stream: str, sequence: int) -> None:
+    def __init__(self, client: Client, stream: str, sequence: int, replicas: int) -> None:
         self._client = client
         self._stream = stream
         self.sequence = sequence
+        self._longest_chain = CHAIN_MESSAGES if replicas == 1 else 1
         self._inbox = client.new_inbox()
         self._answers: Subscription | None = None
         self._broken: PublishFailed | None = None
@@ -250,8 +262,10 @@ class LedgerPublisher:
 
     async def _send(self, messages: Sequence[Message]) -> int:
         count = len(messages)
+        is_chain = count <= self._longest_chain
         wire = wire_form(
             messages,
+            is_chain=is_chain,
             batch_id=uuid.uuid4().hex,
             fence=self.sequence,
             reply=self._inbox,
@@ -261,7 +275,7 @@ class LedgerPublisher:
         # capture's Python together; a batch is one command, so it is handed over as one.
         await self._client._send_command(wire)  # noqa: SLF001
         await self._client.flush(int(ACK_TIMEOUT_S))
-        if count <= CHAIN_MESSAGES:
+        if is_chain:
             last = self.sequence
             for _ in messages:
                 last = read_ack(await self._answer(), stream=self._stream, fence=last, count=1)

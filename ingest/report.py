@@ -60,12 +60,15 @@ class Reporter:
         jetstream: JetStreamContext,
         seat: Seat,
         metrics: CaptureMetrics,
+        *,
+        replicas: int,
     ) -> None:
         self._settings = settings
         self._database = database
         self._jetstream = jetstream
         self._seat = seat
         self._metrics = metrics
+        self._replicas = replicas
         self._rate = Rate()
         self._growth = {LOG: Growth(), STREAM: Growth()}
         self._told: dict[str, Level] = {}
@@ -119,6 +122,11 @@ class Reporter:
             return
         if info is None:
             raise PublishFailed(f"stream {self._settings.stream} is gone")
+        if info.config.num_replicas != self._replicas:
+            raise PublishFailed(
+                f"stream {self._settings.stream} has {info.config.num_replicas} replicas now: "
+                "capture starts anew, since it publishes otherwise then"
+            )
         used = info.state.bytes
         self._growth[STREAM].add(now, used)
         self._stream = stream_filling(used, info.config.max_bytes, self._growth[STREAM].per_s)

@@ -154,19 +154,30 @@ class Store(Session):
         staged: dict[Table, list[tuple[Any, ...]]] = {}
         for row in rows:
             staged.setdefault(row.table, []).append(row.values)
-        async with connection.transaction(), connection.cursor() as cursor:
-            # All is handed over before anything is moved: no timeout of PostgreSQL's ends a COPY
-            # whose client froze, and its successor would wait for the locks.
-            for table, values in staged.items():
-                await self._stage(cursor, table, values)
-            for table, values in staged.items():
-                target = TARGETS[table]
-                if rows[0].told_again:
-                    await cursor.execute(target.move_told_again, _span(target, values))
-                else:
-                    await cursor.execute(target.move)
-            if watermark is not None:
-                await move_watermark(cursor, LEDGER_SOURCE, watermark)
+        async with connection.cursor() as cursor:
+            try:
+                await cursor.execute("BEGIN")
+                # All is handed over before anything is moved: no timeout of PostgreSQL's ends a
+                # COPY whose client froze, and its successor would wait for the locks.
+                for table, values in staged.items():
+                    await self._stage(cursor, table, values)
+                async with connection.pipeline():  # one round trip; an error skips the rest
+                    for table, values in staged.items():
+                        target = TARGETS[table]
+                        if rows[0].told_again:
+                            await cursor.execute(target.move_told_again, _span(target, values))
+                        else:
+                            await cursor.execute(target.move)
+                    if watermark is not None:
+                        await move_watermark(cursor, LEDGER_SOURCE, watermark)
+                    await cursor.execute("COMMIT")
+            except psycopg.Error:
+                if not connection.closed:
+                    await connection.rollback()
+                raise
+            except BaseException:
+                await self.close()  # broken off by a deadline or a stop, wherever it was
+                raise
 
     async def _stage(
         self,

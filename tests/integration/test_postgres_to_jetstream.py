@@ -6,21 +6,17 @@ replication slot and a decoder of its own says what was committed.
 
 import asyncio
 import hashlib
-import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ingest import publisher
-from ingest.contract import HEADER_EVENT_ID, HEARTBEAT_SUBJECT, EventId
-from ingest.envelope import Message
-from ingest.errors import Fenced
-from ingest.publisher import LedgerPublisher
+from ingest.contract import HEARTBEAT_SUBJECT
 from tests.fixtures.capture import DRAIN_TIMEOUT_S, CaptureRoom, capture_room, poll
 from tests.fixtures.checksum import assert_same, told
 from tests.fixtures.ledger_writers import ENTRY, PAYMENT, Writer, Writers
+from tests.fixtures.racers import race
 from tests.fixtures.services import BrokerServer, DatabaseServer
 
 SEED = 20260131
@@ -194,53 +190,4 @@ def test_a_killed_broker_ends_capture_and_nothing_is_lost(room: CaptureRoom) -> 
 
 def test_two_publishers_never_interleave(room: CaptureRoom) -> None:
     """Both know the same last sequence: one wins, the other is told and goes no further."""
-
-    def batch(who: int, number: int, size: int) -> list[Message]:
-        return [
-            Message(
-                EventId(who * 10**6 + number, ordinal),
-                "ledger.payment.created",
-                f"{HEADER_EVENT_ID}: {EventId(who * 10**6 + number, ordinal)}\r\n".encode(),
-                f"{who}".encode(),
-            )
-            for ordinal in range(1, size + 1)
-        ]
-
-    async def race() -> tuple[list[str], int]:
-        clients = [await publisher.connect(room.broker.url, f"racer {n}") for n in (1, 2)]
-        jetstream = clients[0].jetstream()
-        won = refused = 0
-        chance = random.Random(SEED)
-        for number in range(40):
-            sequence = (await jetstream.stream_info("LEDGER")).state.last_seq
-            senders = [LedgerPublisher(client, "LEDGER", sequence) for client in clients]
-            for sender in senders:
-                await sender.open()
-            results = await asyncio.gather(
-                *(
-                    sender.publish(batch(who, number, chance.choice((1, 2, 9, 300))))
-                    for who, sender in enumerate(senders, 1)
-                ),
-                return_exceptions=True,
-            )
-            won += sum(result is None for result in results)
-            refused += sum(isinstance(result, Fenced) for result in results)
-            for sender, result in zip(senders, results, strict=True):
-                if result is not None:
-                    with pytest.raises(Fenced):
-                        await sender.publish(batch(3, number, 1))
-        assert won == refused == 40
-        last = (await jetstream.stream_info("LEDGER")).state.last_seq
-        ids = []
-        for sequence in range(1, last + 1):
-            message = await jetstream.get_msg("LEDGER", sequence)
-            ids.append((message.headers or {})[HEADER_EVENT_ID])
-        for client in clients:
-            await client.close()
-        return ids, last
-
-    ids, last = asyncio.run(race())
-    assert len(set(ids)) == last
-    runs = [text.partition("-")[0] for text in ids]
-    changes = sum(first != second for first, second in itertools.pairwise(runs))
-    assert changes == len(set(runs)) - 1, "two batches were mixed"
+    asyncio.run(race([room.broker.url] * 2, "LEDGER", SEED))

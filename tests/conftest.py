@@ -15,6 +15,7 @@ settings.load_profile("giovang")
 pytest_plugins = [
     "tests.fixtures.services",
     "tests.fixtures.brokers",
+    "tests.fixtures.cluster",
     "tests.fixtures.echoes",
     "tests.fixtures.audit",
     "tests.fixtures.localnet",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.contract import VND
+from api.merchants.model import MerchantId
 from api.payments.model import AssetName, Reason
 from api.rates.model import decimal_string
 from api.security import Mode
@@ -14,7 +15,6 @@ from api.web import DongAmount, Strict
 from api.wording import id_pattern
 
 PolicyId = Annotated[str, StringConstraints(pattern=id_pattern("cfp"))]
-MerchantId = Annotated[str, StringConstraints(pattern=id_pattern("mer"))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 from nats.aio.client import Client
@@ -25,13 +24,6 @@ SEED = 20260723
 STREAM = "LEDGER"
 TRANSACTIONS = 600
 DEADLINE_S = 240.0
-
-
-@pytest.fixture(scope="module")
-def cluster(module_folder: Path) -> Iterator[Cluster]:
-    """Three servers."""
-    with Cluster(module_folder).running() as running:
-        yield running
 
 
 @pytest.fixture

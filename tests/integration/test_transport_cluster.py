@@ -5,7 +5,7 @@ each key in order. How long nothing could be stored or was read is printed, not 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 from uuid import uuid4
 
 import faust
-import pytest
 
 from streams.transport import names
 from tests.fixtures.cluster import SIZE, Cluster
@@ -26,13 +25,6 @@ AT_LEAST = 50
 # An election takes seconds, and more on a busy machine; the worker keeps its partitions meanwhile.
 RECOVERY_DEADLINE_S = 90.0
 LEASE_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def cluster(module_folder: Path) -> Iterator[Cluster]:
-    """Three servers that are whole again before each test."""
-    with Cluster(module_folder).running() as running:
-        yield running
 
 
 class Load:

@@ -4,9 +4,8 @@ A batch is fenced by the sequence this publisher knows to be the last, and the n
 its acknowledgement. Many messages go out as one JetStream atomic batch, of which all is stored or
 nothing. On a stream without replicas a few go out as a chain, which is sooner durable: each is
 stored only right behind the one before it, so what is stored is the beginning of the chain. Two
-publishers can therefore never interleave.
-Nothing is tried twice: after any refusal, silence or lost connection the process ends, and the next
-one resumes from what the stream holds.
+publishers can therefore never interleave. Nothing is tried twice: after any refusal, silence or
+lost connection the process ends, and the next one resumes from what the stream holds.
 """
 
 import asyncio
@@ -35,9 +34,8 @@ MAX_BATCH_BYTES: Final = 8 * 1024**2
 """Payload bytes of one batch; the server holds a batch in memory until it is whole."""
 CHAIN_MESSAGES: Final = 10
 """So many are sooner durable one by one, for about 0.4 ms each, than in an atomic batch, for which
-the server makes a store of its own, in 5 to 7 ms, and removes it again. Not of a stream with
-replicas: the batch's store is in memory there, and a chain that is refused halts the stream (NATS
-2.15)."""
+the server makes a store of its own, in 5 to 7 ms, and removes it again. Never to a stream with
+replicas: a chain that is refused halts it (seen of NATS 2.15)."""
 CONNECT_TIMEOUT_S: Final = 10.0
 ACK_TIMEOUT_S: Final = 15.0
 CLOSE_TIMEOUT_S: Final = 2.0

@@ -176,7 +176,8 @@ class Chaos:
             if process.process is not None
         }
         known = [by_pid[pid] for (pid,) in rows if pid in by_pid]
-        return known[0] if known else self._chance.choice(self._processes)
+        anyone = self._chance.choice(self._processes)  # drawn always: the schedule is the seed's
+        return known[0] if known else anyone
 
     def _grow(self, messages: int) -> None:
         """Wait until the stream grew by so many messages, or for a while."""

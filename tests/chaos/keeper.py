@@ -1,6 +1,7 @@
 """Keeps processes alive as a supervisor does."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -8,6 +9,7 @@ from tests.fixtures.capture import READY_TIMEOUT_S, KeptProcess, poll
 
 _LOOK_S = 0.05
 _END_TIMEOUT_S = 60.0
+_SETTLED_S = 4.0
 
 
 class Keeper:
@@ -58,10 +60,20 @@ class Keeper:
     def stop_all(self) -> list[int]:
         """Stop all processes as an administrator does, and return their exit statuses.
 
-        Each is waited for until it says that it works or stands by, since before that it may end in
-        any way.
+        Each is waited for until it has worked or stood by for a while, since before that it may end
+        in any way: one that lost its place may not know it yet.
         """
-        poll(self._all_well, what="every process is well", timeout_s=READY_TIMEOUT_S)
+        well_since: float | None = None
+
+        def is_settled() -> bool:
+            nonlocal well_since
+            if not self._all_well():
+                well_since = None
+                return False
+            well_since = well_since or time.monotonic()
+            return time.monotonic() - well_since > _SETTLED_S
+
+        poll(is_settled, what="every process is well", timeout_s=READY_TIMEOUT_S)
         self._let_go()
         return [process.stop() for process in self.processes if process.process is not None]
 

@@ -112,7 +112,7 @@ class Load:
         return f"{self._room.tag}{kind}{self._parts}z"
 
     def _connect(self) -> Writer:
-        return self._room.connect(connect_timeout=5)
+        return self._room.connect(connect_timeout=30)
 
     def _aside(self, work: Callable[[Writer], object]) -> None:
         def once(_prefix: str, _chance: random.Random) -> None:

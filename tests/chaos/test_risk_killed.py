@@ -67,8 +67,7 @@ class Trouble:
         """Payments go on coming meanwhile."""
         self._server.kill()
         try:
-            before = self._feed.last
-            self._wait(lambda: self._feed.last > before, "payments meanwhile")
+            self._more_payments()
         finally:
             self._server.start()
 
@@ -79,6 +78,8 @@ class Trouble:
         assert child is not None
         frozen.freeze()
         try:
+            for _ in range(2):  # one batch may have been on its way
+                self._more_payments()
             self.catch_up("a worker is frozen")
         finally:
             frozen.thaw()
@@ -88,6 +89,10 @@ class Trouble:
     def restart_nats(self) -> None:
         self._broker.kill()
         self._broker.start()
+
+    def _more_payments(self) -> None:
+        before = self._feed.last
+        self._wait(lambda: self._feed.last > before, "payments meanwhile")
 
     def _active(self) -> KeptProcess:
         """Return the worker that has the partition, once one says so."""

@@ -313,7 +313,7 @@ def _waits(database: psycopg.Connection[Any], room: CaptureRoom) -> list[Any]:
 
 def test_without_capture_a_run_is_paused_and_a_new_gap_ends_it(room: CaptureRoom) -> None:
     backfill = Backfill(room)
-    said = backfill.run("start", "payouts", "--patience-s", "1", status=1)
+    said = backfill.run("start", "payouts", "--patience-s", "5", status=1)
     assert "does capture run?" in said
     (run,) = backfill.status()["runs"]
     assert (run["state"], run["rows"]) == ("paused", 20)

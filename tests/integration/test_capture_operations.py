@@ -82,10 +82,13 @@ def test_a_standby_takes_over_when_the_leader_is_killed(
     room: CaptureRoom, standby: CaptureProcess
 ) -> None:
     assert standby.statuses[-1].startswith("standby: ")
-    code, told = status(room)
-    assert (code, told["problems"]) == (0, [])
-    alive = [row["role"] for row in told["processes"] if row["alive"]]
-    assert sorted(alive) == ["active", "standby"]
+
+    def both_are_well() -> bool:
+        code, told = status(room)
+        alive = sorted(row["role"] for row in told["processes"] if row["alive"])
+        return (code, told["problems"], alive) == (0, [], ["active", "standby"])
+
+    poll(both_are_well, what="one captures, one stands by", timeout_s=60)
     write(room, "before")
     room.engine.kill()
     write(room, "between")

@@ -137,8 +137,7 @@ async def test_kills_lose_and_repeat_nothing(
     small = {**environment, "GIOVANG_STREAMS_BATCH_SIZE": "20"}
     for share in (5, 4, 3):
         with worker(small) as running:
-            running.wait_ready()
-            warehouse.wait_for_rows(expected // share)
+            warehouse.wait_for_rows(expected // share, within_s=120)
             running.kill()
     assert warehouse.value(COUNT) < expected, "the kills came too late to prove anything"
     with worker(environment) as running:
@@ -261,17 +260,20 @@ async def test_a_warehouse_killed_under_load_gets_everything_once(
     change = ledger.change("payouts", asked, position=5_000_000, ordinal=1, at=at)
     payout = ledger.event_message(change)
     small = {**environment, "GIOVANG_STREAMS_BATCH_SIZE": "50"}
-    messages = await publish(client, [*ledger.lives(0, LIVES), payout])
+    messages = await publish(client, ledger.lives(0, LIVES))
     with worker(small) as running:
-        for share in (4, 2):
+        for turn, share in enumerate((4, 2)):
             warehouse.wait_for_rows(3 * LIVES // share)
             warehouse.server.kill()
+            # So something waits, however late the kill came.
+            messages += await publish(client, ledger.lives(LIVES + 50 * turn, 50))
             eventually(
                 lambda: "warehouse away" in running.listen(), within_s=60, what="status says so"
             )
             committed = await committed_offset(client) or 1
             assert committed <= len(messages), "killed too late"
             warehouse.server.start()
+        messages += await publish(client, [payout])
         warehouse.wait_for(messages[-1])
         assert running.stop() == 0
     verify_exactly(warehouse, messages)

@@ -233,7 +233,7 @@ async def test_stops_cleanly_under_open_connections(tmp_path: Path) -> None:
         with httpx.Client(base_url=server.rpc_url) as http:
             assert call(http, "getHealth")["result"] == "ok"
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 10) == 0
+            assert await asyncio.to_thread(process.wait, 25) == 0
         await socket_.wait_closed()
     server.process = None
     assert not (tmp_path / "own" / "state" / "journal.sqlite-wal").exists()

@@ -148,12 +148,12 @@ async def test_delays_grow_while_a_service_keeps_dying(
     )
     await supervisor.start()
     os.kill(pid_of(supervisor, "shop"), signal.SIGKILL)
-    await reached(lambda: len(waits) >= 4, "four restarts")
+    await reached(lambda: len(waits) >= 5, "five restarts")
     assert waits[:4] == pytest.approx([0.5, 1.0, 2.0, 4.0], abs=0.4)
     assert of(supervisor, "shop").last_exit == "exited with status 3"
     began = time.monotonic()
     await supervisor.stop()
-    assert time.monotonic() - began < 3, "a stop must not wait for the next attempt"
+    assert time.monotonic() - began < 7, "a stop must not wait for the next attempt"
 
 
 async def test_a_silent_service_is_stalled_and_started_again(

@@ -138,13 +138,14 @@ async def test_killed_at_every_step_and_told_again(
     broker: BrokerServer, connection: Connection, app: Any, name: str
 ) -> None:
     await send(app, name, range(480))
-    with echo(broker.url, name, "table", "pause=0.005", partitions=FEW) as frozen:
+    slowly = ("table", "pause=0.005", "lease=15")
+    with echo(broker.url, name, *slowly, partitions=FEW) as frozen:
         eventually(lambda: len(values(frozen)) > 60, within_s=60, what="it is at it")
         frozen.signal(signal.SIGSTOP)
         with pytest.raises(PartitionsRefusedError, match="has workers alive"):
             await add_partitions(connection, [name], MANY)
         await eventually_async(
-            lambda: nobody_lives(connection, name), within_s=30, what="the lease is over"
+            lambda: nobody_lives(connection, name), within_s=60, what="the lease is over"
         )
         kill_at(broker.url, name, MANY, "decided")
         with pytest.raises(PartitionsRefusedError, match="finish that first"):

@@ -233,7 +233,7 @@ async def test_every_connection_of_a_worker_and_of_the_commands_shows_what_the_u
         with WorkerProcess("-m", "streams.risk", env=env) as running:
             for stream in (RISK_STREAM, DEADLETTER_STREAM):
                 await eventually_async(
-                    partial(_holds_one, connection, stream), within_s=30, what=f"one in {stream}"
+                    partial(_holds_one, connection, stream), within_s=90, what=f"one in {stream}"
                 )
             assert running.stop() == 0
         listed = run_command("streams.letters", env, "list")

@@ -130,7 +130,8 @@ async def test_a_worker_cut_off_stops_before_its_successor_starts(
             await send(app, name, range(300), partitions=1)
             eventually(lambda: len(values(former)) > 3, within_s=60, what="it is at it")
             wire.stall()
-            processed(former, heir, numbers=range(300))
+            await send(app, name, range(300, 312), partitions=1)  # the heir has work for certain
+            processed(former, heir, numbers=range(312))
             stopped_at, started_at = lines(former)[-1]["at"], lines(heir)[0]["at"]
             assert stopped_at < started_at, "two agents at once"
             in_order(former, heir)

@@ -9,7 +9,7 @@ import json
 import signal
 from typing import Any
 
-from streams.transport import Connection, names
+from streams.transport import Connection, look, names
 from tests.fixtures.echo_worker import WINDOW_S
 from tests.fixtures.echoes import (
     echo,
@@ -19,7 +19,7 @@ from tests.fixtures.echoes import (
     values,
 )
 from tests.fixtures.services import BrokerServer
-from tests.fixtures.workers import WorkerProcess, eventually
+from tests.fixtures.workers import WorkerProcess, eventually, eventually_async
 
 KEYS = 12
 
@@ -82,9 +82,17 @@ async def test_a_frozen_worker_changes_no_table(
     await app.producer.create_topic(name, 4, 1)
     with echo(broker.url, name, *slowly) as former, echo(broker.url, name, *slowly) as heir:
         await owned_by(connection, name, former, heir)
+        shared = await look(connection, name)
         await send(app, name, range(600))
         eventually(lambda: len(values(former)) > 20, within_s=60, what="it is at it")
         former.signal(signal.SIGSTOP)
+
+        async def taken_over() -> bool:
+            view = await look(connection, name)
+            return bool(view and shared and view.generation > shared.generation)
+
+        # Even where it had finished all before it froze.
+        await eventually_async(taken_over, within_s=60, what="a generation without it")
         processed(former, heir, numbers=range(600))
         former.signal(signal.SIGCONT)
         assert former.process.wait(timeout=60) != 0

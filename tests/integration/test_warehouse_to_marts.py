@@ -380,7 +380,9 @@ def test_the_modeller_shows_a_payment_and_stops_when_asked(
                 batch.merchant(merchant_id("z"), noon_zone())
             query = "SELECT tx_count FROM marts.merchant_today"
             wait_until(
-                lambda: marts.read_as(merchant_id("z"), query) == [(1,)], "the payment in its mart"
+                lambda: marts.read_as(merchant_id("z"), query) == [(1,)],
+                "the payment in its mart",
+                timeout_s=240,
             )
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0, log.read_text()

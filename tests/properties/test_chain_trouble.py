@@ -45,7 +45,7 @@ SEED: Final = os.environ.get("GIOVANG_TEST_TROUBLE_SEED")
 SLOTS: Final = 40
 SLOT_MS: Final = 400
 # The network makes chain transactions final on its own, long before the simulator does.
-NETWORK_SLOT_MS: Final = "20"
+NETWORK_SLOT_MS: Final = "40"
 LIVES_TO_MEET_ALL: Final = 20
 MOST_CALM_SLOTS: Final = 150
 # Sweeps in which nothing more may happen once the chain has decided and one was complete.

@@ -30,6 +30,9 @@ from tests.fixtures.services import BrokerServer, DatabaseServer, LocalnetServer
 
 PRICE = 9_560_230
 FEE = 2_500
+SHOWN_FIRST = """SELECT seen.created_at < booked.created_at
+FROM merchant_events AS seen JOIN ledger_entries AS booked USING (payment_id)
+WHERE payment_id = %s AND seen.type = 'payment.confirming'"""
 
 
 @pytest.fixture(scope="module")
@@ -192,20 +195,14 @@ def test_confirming_is_shown_before_anything_is_booked(
     api: ApiServer, shop: Shop, payer: PayerWallet, ledger_database: DatabaseServer
 ) -> None:
     def is_shown_first() -> bool | None:
-        # One that is final before the watcher has seen it is shown and booked at once.
         payment = shop.create("250000")
         pay(payer, api, PRICE, payment["reference"])
         shop.wait(payment["id"], "completed")
         with superuser(ledger_database) as connection:
-            row = connection.execute(
-                """SELECT (SELECT created_at FROM merchant_events
-                           WHERE payment_id = %(id)s AND type = 'payment.confirming')
-                          < (SELECT created_at FROM ledger_entries WHERE payment_id = %(id)s)""",
-                {"id": payment["id"]},
-            ).fetchone()
+            row = connection.execute(SHOWN_FIRST, (payment["id"],)).fetchone()
         return row == (True,) or None
 
-    until(is_shown_first, what="a payment shown before it is booked")
+    until(is_shown_first, what="a payment seen before it is final, and so shown before booked")
 
 
 def test_parts_add_up(
@@ -486,7 +483,6 @@ def test_a_payment_that_cannot_take_its_money_stops_no_other(
     signature = pay(payer, api, PRICE, stuck["reference"])
     pay(payer, api, PRICE, other["reference"])
     shop.wait(other["id"], "completed")
-    # Shown where it was seen before it was final; what is refused is shown no more.
     assert shop.payment(stuck["id"])["status"] in {"created", "confirming"}
     until(
         lambda: transfer_of(ledger_database, signature) == (None, "finalized", PRICE) or None,
